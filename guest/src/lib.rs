@@ -1,0 +1,1 @@
+//! The guest agent of a utility VM.

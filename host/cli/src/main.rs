@@ -1,0 +1,3 @@
+//! The linkspan command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Layer images: ext4 and VHD from directories and tar streams.

@@ -1,0 +1,1 @@
+//! Builds the utility VM's boot image: kernel, modules, agent, reproducibly.

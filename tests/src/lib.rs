@@ -1,0 +1,1 @@
+//! Scenario tests on real utility VMs and on the loopback backend.

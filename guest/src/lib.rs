@@ -1,1 +1,43 @@
 //! The guest agent of a utility VM.
+//!
+//! One binary, four roles, one process each:
+//!
+//! ```text
+//! pid 1   init or loopback   mounts, modules, reaping; starts the agent again when it dies
+//!  └─ agent                  the bridge: one thread, a task per request
+//!      └─ zygote             forks a worker for each runtime job, so that the agent never forks
+//!          └─ worker         libcontainer: makes a container or joins one, answers, ends
+//! ```
+//!
+//! Pid 1 holds no state and parses nothing that a host sends, so nothing can bring the machine
+//! down with it. The agent is the subreaper of its containers and the only one to reap them.
+
+#![cfg(target_os = "linux")]
+
+pub mod agent;
+pub mod arguments;
+mod cgroup;
+mod container;
+mod dispatch;
+mod error;
+mod fault;
+mod guest_path;
+pub mod init;
+pub mod log;
+pub mod loopback;
+mod mountinfo;
+mod process;
+mod reaper;
+mod relay;
+mod resource;
+mod runtime;
+mod stdio;
+mod storage;
+mod supervisor;
+mod terminal;
+mod uvm;
+
+pub use error::Error;
+
+/// What the agent's functions return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,1 +1,21 @@
-//! The kernel calls of the guest agent: the only unsafe code on the guest's side.
+//! The kernel calls of the guest agent that Rust cannot check.
+//!
+//! UNSAFE, and nothing else is: fork; file descriptors that come with a message; what happens
+//! between fork and exec (setsid, the controlling terminal, standard descriptors); the ioctls for
+//! entropy and for bringing an interface up; tokio's registration of a descriptor.
+
+#![cfg(target_os = "linux")]
+
+mod descriptors;
+mod entropy;
+mod fork;
+mod interface;
+mod register;
+mod spawn;
+
+pub use descriptors::{Received, receive, send};
+pub use entropy::credit_entropy;
+pub use fork::{Forked, fork};
+pub use interface::bring_up;
+pub use register::register;
+pub use spawn::{Stdio, spawn};

@@ -112,6 +112,10 @@ pub struct GuestDefinedCapabilities {
     /// Host process containers (Windows).
     #[serde(skip_serializing_if = "is_zero")]
     pub host_process_container_supported: bool,
+    /// Ours alone: how often the agent has been started again since the boot. Containers and
+    /// processes from before are gone. Other hosts do not know the key and pass over it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub linkspan_restarts: u32,
 }
 
 impl NegotiateProtocol {

@@ -1,0 +1,239 @@
+//! The bridge's one loop: bytes to the server, a task per request, answers to bytes.
+//!
+//! Everything here runs on one thread, so nothing needs a lock and a request costs no more than
+//! its work. What blocks goes to a thread of its own (`storage::blocking`) or to a worker process
+//! (`runtime`).
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyperv_socket::Peer;
+use linkspan_protocol::message::{Capabilities, Notification};
+use linkspan_protocol::{Fault, HResult, Incoming, Server, ServerOptions};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{LocalSet, spawn_local};
+use tracing::{debug, error, info, warn};
+
+use crate::dispatch::{After, dispatch};
+use crate::runtime::Runtime;
+use crate::storage::Disks;
+use crate::uvm::Uvm;
+
+/// What the agent has to know.
+#[derive(Debug)]
+pub struct Options {
+    /// Where the host is.
+    pub host: Peer,
+    /// Its port for the bridge.
+    pub port: u32,
+    /// Serve the bridge on standard input and output in place of the port.
+    pub use_stdio: bool,
+    /// How disks are found: in this directory, or (`None`) through sysfs.
+    pub disks: Option<PathBuf>,
+    /// Prefix of all containers' cgroups.
+    pub cgroup: PathBuf,
+    /// Ends when pid 1 has loaded all modules.
+    pub ready: Option<OwnedFd>,
+    /// How often pid 1 has had to start the agent again.
+    pub restarts: u32,
+}
+
+/// How a stopped agent leaves the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The host has asked for the utility VM to go off.
+    PowerOff,
+}
+
+/// Serves hosts until one asks for the end.
+///
+/// # Errors
+/// Only what makes it impossible to begin; a lost connection is made anew.
+pub fn run(options: Options) -> io::Result<End> {
+    // Before anything is open, and with one thread.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    let runtime = Runtime::new(crate::runtime::start_zygote()?);
+    let executor = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(16)
+        .thread_stack_size(256 << 10)
+        .thread_keep_alive(Duration::from_secs(2))
+        .build()?;
+    LocalSet::new().block_on(&executor, serve(options, runtime))
+}
+
+type Connection = (Pin<Box<dyn AsyncRead>>, Pin<Box<dyn AsyncWrite>>);
+
+/// What all of a connection's tasks share.
+struct Bridge {
+    server: RefCell<Server>,
+    /// There is something to write.
+    outgoing: Notify,
+    uvm: Uvm,
+    /// Set when the utility VM is to go off.
+    end: watch::Sender<bool>,
+}
+
+async fn serve(options: Options, runtime: Runtime) -> io::Result<End> {
+    let (sender, notifications) = mpsc::unbounded_channel();
+    let disks = options.disks.map_or(Disks::Sysfs, Disks::Directory);
+    let ready = readiness(options.ready)?;
+    let uvm = Uvm::new(options.host.clone(), runtime, disks, options.cgroup, sender, ready);
+    let mut capabilities = Capabilities::linux();
+    capabilities.guest_defined_capabilities.linkspan_restarts = options.restarts;
+    let server = Server::new(ServerOptions { capabilities, ..ServerOptions::default() });
+    let bridge = Rc::new(Bridge {
+        server: RefCell::new(server),
+        outgoing: Notify::new(),
+        uvm,
+        end: watch::Sender::new(false),
+    });
+    spawn_local(bridge.uvm.reaper.clone().run());
+    spawn_local(pass_on(Rc::clone(&bridge), notifications));
+
+    let mut end = bridge.end.subscribe();
+    loop {
+        let connection = tokio::select! {
+            connection = connect(&options.host, options.port, options.use_stdio) => connection,
+            _ = end.wait_for(|&end| end) => return Ok(End::PowerOff),
+        };
+        info!("connected to the host");
+        tokio::select! {
+            ended = exchange(&bridge, connection) => warn!(?ended, "lost the host"),
+            _ = end.wait_for(|&end| end) => return Ok(End::PowerOff),
+        }
+    }
+}
+
+/// Turns the end of pid 1's pipe into a flag.
+fn readiness(pipe: Option<OwnedFd>) -> io::Result<watch::Receiver<bool>> {
+    let (sender, receiver) = watch::channel(pipe.is_none());
+    if let Some(pipe) = pipe {
+        rustix::io::ioctl_fionbio(&pipe, true)?;
+        let pipe = linkspan_guest_sys::register(pipe)?;
+        spawn_local(async move {
+            let read = pipe
+                .async_io(tokio::io::Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut [0; 1])?))
+                .await;
+            debug!(?read, "all modules are loaded");
+            sender.send_replace(true);
+        });
+    }
+    Ok(receiver)
+}
+
+async fn pass_on(bridge: Rc<Bridge>, mut notifications: mpsc::UnboundedReceiver<Notification>) {
+    while let Some(notification) = notifications.recv().await {
+        bridge.server.borrow_mut().notify(&notification);
+        bridge.outgoing.notify_one();
+    }
+}
+
+/// Dials until it succeeds: the host may be away, and nobody says when it is back.
+async fn connect(host: &Peer, port: u32, use_stdio: bool) -> Connection {
+    if use_stdio {
+        return (Box::pin(tokio::io::stdin()), Box::pin(tokio::io::stdout()));
+    }
+    let mut pause = Duration::from_millis(5);
+    loop {
+        match hyperv_socket::connect(host, port).await {
+            Ok(stream) => {
+                let (read, write) = stream.into_split();
+                return (Box::pin(read), Box::pin(write));
+            }
+            Err(error) => debug!(%error, port, "the host does not answer"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+async fn exchange(bridge: &Rc<Bridge>, (read, write): Connection) -> io::Result<()> {
+    // A frame is in flight from when it leaves the server until the last byte is written.
+    let in_flight = RefCell::new(None);
+    let ended = tokio::select! {
+        ended = receive(bridge, read) => ended,
+        ended = transmit(bridge, write, &in_flight) => ended,
+    };
+    bridge.server.borrow_mut().disconnect(in_flight.into_inner());
+    ended
+}
+
+async fn receive(bridge: &Rc<Bridge>, mut read: Pin<Box<dyn AsyncRead>>) -> io::Result<()> {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        let len = read.read(&mut buffer).await?;
+        if len == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut server = bridge.server.borrow_mut();
+        server
+            .handle_input(&buffer[..len])
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        while let Some(incoming) = server.poll_request() {
+            spawn_local(answer(Rc::clone(bridge), incoming));
+        }
+        drop(server);
+        bridge.outgoing.notify_one();
+    }
+}
+
+async fn transmit(
+    bridge: &Bridge,
+    mut write: Pin<Box<dyn AsyncWrite>>,
+    in_flight: &RefCell<Option<Vec<u8>>>,
+) -> io::Result<()> {
+    loop {
+        let next = bridge.server.borrow_mut().poll_transmit();
+        let Some(frame) = next else {
+            bridge.outgoing.notified().await;
+            continue;
+        };
+        in_flight.replace(Some(frame.clone()));
+        write.write_all(&frame).await?;
+        write.flush().await?;
+        in_flight.replace(None);
+    }
+}
+
+/// Works on one request, whatever becomes of the connection that it came on. Even a defect of
+/// ours is an answer, not the end of the agent.
+async fn answer(bridge: Rc<Bridge>, incoming: Incoming) {
+    let Incoming { ticket, envelope, request } = incoming;
+    let message_type = ticket.message_type();
+    let target = envelope.container_id.clone();
+    debug!(%message_type, %target, "request");
+    let work = spawn_local({
+        let bridge = Rc::clone(&bridge);
+        async move { dispatch(&bridge.uvm, envelope, request).await }
+    });
+    let outcome = match work.await {
+        Ok(outcome) => outcome.map_err(Fault::from),
+        Err(panic) => {
+            error!(%message_type, %panic, "a request made the agent panic");
+            let text = format!("defect in the guest agent: {message_type} ended by {panic}");
+            Err(Fault::new(HResult::FAIL, text))
+        }
+    };
+    let (outcome, after) = match outcome {
+        Ok((answer, after)) => (Ok(answer), after),
+        Err(fault) => {
+            warn!(%message_type, %target, %fault, "request failed");
+            (Err(fault), After::Nothing)
+        }
+    };
+    if matches!(after, After::PowerOff) {
+        // Hosts expect no answer to this one.
+        bridge.end.send_replace(true);
+        return;
+    }
+    bridge.server.borrow_mut().respond(ticket, outcome);
+    bridge.outgoing.notify_one();
+    after.settle(&bridge.uvm);
+}

@@ -1,0 +1,54 @@
+//! ModifySettings: which resource goes where.
+
+mod combined_layers;
+mod mapped_virtual_disk;
+
+use linkspan_protocol::message::{ContainerId, ModifyRequest, ModifyTarget};
+use linkspan_protocol::resource::{ModifyType, Resource};
+
+use crate::storage::DiskAddress;
+use crate::uvm::Uvm;
+use crate::{Error, Result};
+
+pub(crate) async fn modify(uvm: &Uvm, target: &ContainerId, request: ModifyRequest) -> Result<()> {
+    let modify = request.modify.unwrap_or(ModifyType::Add);
+    let resource = match request.target {
+        ModifyTarget::Resource(resource) => resource,
+        // Decoding comes before everything else, also for an unknown container.
+        ModifyTarget::Unreadable(error) => return Err(Error::NotSupported(error.to_string())),
+        ModifyTarget::Path { .. } | ModifyTarget::Untyped(_) => {
+            return Err(Error::NotSupported("a request without ResourceType".to_owned()));
+        }
+    };
+    if !target.is_uvm() {
+        let container = uvm.container(target.as_str())?;
+        return match resource {
+            Resource::ContainerConstraints(constraints) => {
+                container.update(uvm, constraints.linux.unwrap_or_default()).await
+            }
+            other => Err(Error::NotSupported(format!("{} of a container", other.name()))),
+        };
+    }
+    uvm.ready().await;
+    match (resource, modify) {
+        (Resource::MappedVirtualDisk(disk), ModifyType::Add) => {
+            mapped_virtual_disk::add(uvm, disk).await
+        }
+        (Resource::MappedVirtualDisk(disk), ModifyType::Remove) => {
+            mapped_virtual_disk::remove(disk).await
+        }
+        (Resource::CombinedLayers(layers), ModifyType::Add) => combined_layers::add(layers).await,
+        (Resource::CombinedLayers(layers), ModifyType::Remove) => {
+            combined_layers::remove(layers).await
+        }
+        (Resource::ScsiDevice(device), ModifyType::Remove) => uvm.disks.unplug(DiskAddress {
+            controller: device.controller,
+            lun: device.lun,
+            partition: 0,
+        }),
+        (Resource::ContainerConstraints(_), _) => Err(Error::NoContainer(target.to_string())),
+        (resource, modify) => {
+            Err(Error::NotSupported(format!("{} of {}", modify.as_str(), resource.name())))
+        }
+    }
+}

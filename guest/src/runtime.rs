@@ -1,0 +1,138 @@
+//! The container runtime, in processes of its own.
+//!
+//! Making a container forks and changes everything that a process has: namespaces, root,
+//! credentials, environment. So it is done by a *worker*, which is forked from the *zygote*: a
+//! copy of this program from before the agent had anything open, with one thread. The agent sends
+//! the zygote a [`Job`] with its descriptors and gets one [`Reply`].
+//!
+//! What a worker does is an [`OciRuntime`]; there is one, [libcontainer](libcontainer_runtime).
+
+mod executor;
+mod libcontainer_runtime;
+mod zygote;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::io::unix::AsyncFd;
+
+pub(crate) use zygote::start as start_zygote;
+
+use crate::error::Context;
+use crate::{Error, Result};
+
+/// What a worker is to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Job {
+    /// Make the container of a bundle; its init waits to be started.
+    Create { id: String, bundle: PathBuf, console: Option<PathBuf> },
+    /// Let the init run.
+    Start { id: String },
+    /// Start a further process, an OCI process object.
+    Exec { id: String, process: Value, console: Option<PathBuf> },
+    /// Change limits; an OCI resources object.
+    Update { id: String, resources: Value },
+    /// Remove what is left of a stopped container; kill it if it was never started.
+    Delete { id: String },
+}
+
+impl Job {
+    fn operation(&self) -> &'static str {
+        match self {
+            Self::Create { .. } => "create",
+            Self::Start { .. } => "start",
+            Self::Exec { .. } => "exec in",
+            Self::Update { .. } => "update",
+            Self::Delete { .. } => "delete",
+        }
+    }
+
+    fn id(&self) -> &str {
+        match self {
+            Self::Create { id, .. }
+            | Self::Start { id }
+            | Self::Exec { id, .. }
+            | Self::Update { id, .. }
+            | Self::Delete { id } => id,
+        }
+    }
+}
+
+/// How it went: the new process's pid, where there is one, or what the runtime says.
+type Reply = std::result::Result<Option<u32>, Refusal>;
+
+/// A runtime's refusal.
+#[derive(Debug, Serialize, Deserialize)]
+enum Refusal {
+    /// There is a container of that id.
+    Exists,
+    /// There is none.
+    Missing,
+    /// It is in the wrong state.
+    State(String),
+    /// All else.
+    Other(String),
+}
+
+/// A container runtime, as a worker calls it: once, in a process that ends with the answer.
+trait OciRuntime {
+    /// Does the job. `stdio` is the new process's, if the job makes one without a terminal.
+    fn run(&self, job: Job, stdio: Option<[OwnedFd; 3]>) -> Reply;
+}
+
+/// The agent's handle on the zygote.
+pub(crate) struct Runtime {
+    zygote: OwnedFd,
+}
+
+impl Runtime {
+    pub(crate) fn new(zygote: OwnedFd) -> Self {
+        Self { zygote }
+    }
+
+    /// Has a job done.
+    pub(crate) async fn run(
+        &self,
+        job: Job,
+        stdio: Option<[BorrowedFd<'_>; 3]>,
+    ) -> Result<Option<u32>> {
+        let (operation, id) = (job.operation(), job.id().to_owned());
+        let refused = |reason| Error::Runtime { operation, id: id.clone(), reason };
+        let reply = self.ask(&job, stdio).await.context(|| format!("{operation} {id}: worker"))?;
+        reply.map_err(|refusal| match refusal {
+            Refusal::Exists => Error::ContainerExists(id.clone()),
+            Refusal::Missing => Error::NoContainer(id.clone()),
+            Refusal::State(state) => refused(format!("it is {state}")),
+            Refusal::Other(reason) => refused(reason),
+        })
+    }
+
+    async fn ask(&self, job: &Job, stdio: Option<[BorrowedFd<'_>; 3]>) -> io::Result<Reply> {
+        let payload = zygote::sealed_in_memory(&serde_json::to_vec(job)?)?;
+        let (ours, theirs) = zygote::packet_pair()?;
+        let mut fds = vec![payload.as_fd(), theirs.as_fd()];
+        fds.extend(stdio.into_iter().flatten());
+        linkspan_guest_sys::send(&self.zygote, b"j", &fds)?;
+        drop((payload, theirs));
+        let ours = linkspan_guest_sys::register(ours)?;
+        let mut buffer = vec![0; zygote::REPLY_LIMIT];
+        loop {
+            let mut ready = ours.readable().await?;
+            match ready.try_io(|fd| linkspan_guest_sys::receive(fd, &mut buffer)) {
+                Ok(Ok(message)) if message.len == 0 => {
+                    return Err(io::Error::other("the runtime worker ended without an answer"));
+                }
+                Ok(message) => return Ok(serde_json::from_slice(&buffer[..message?.len])?),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+/// Where the runtime keeps its state.
+fn state_root() -> &'static Path {
+    Path::new("/run/linkspan/runtime")
+}

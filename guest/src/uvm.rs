@@ -1,0 +1,134 @@
+//! What this utility VM holds: containers by id, external processes by pid. Passed around, never
+//! static.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use hyperv_socket::Peer;
+use linkspan_protocol::message::Notification;
+use tokio::sync::{mpsc, watch};
+
+use crate::container::Container;
+use crate::process::Process;
+use crate::reaper::Reaper;
+use crate::runtime::Runtime;
+use crate::storage::Disks;
+use crate::{Error, Result};
+
+pub(crate) struct Uvm {
+    /// Where stdio is dialled.
+    pub(crate) host: Peer,
+    pub(crate) runtime: Runtime,
+    pub(crate) reaper: Reaper,
+    pub(crate) disks: Disks,
+    /// Prefix of all containers' cgroups, such as `/pods`.
+    pub(crate) cgroup: PathBuf,
+    /// What waits to be said to the host.
+    pub(crate) notifications: mpsc::UnboundedSender<Notification>,
+    /// True once pid 1 has loaded all modules.
+    ready: watch::Receiver<bool>,
+    containers: RefCell<HashMap<String, Slot>>,
+    external: RefCell<HashMap<u32, Rc<Process>>>,
+}
+
+enum Slot {
+    Creating,
+    Made(Rc<Container>),
+}
+
+/// Keeps an id for a container that is being made; frees it unless that succeeds.
+pub(crate) struct Reservation<'a> {
+    uvm: &'a Uvm,
+    id: String,
+}
+
+impl Uvm {
+    pub(crate) fn new(
+        host: Peer,
+        runtime: Runtime,
+        disks: Disks,
+        cgroup: PathBuf,
+        notifications: mpsc::UnboundedSender<Notification>,
+        ready: watch::Receiver<bool>,
+    ) -> Self {
+        let (reaper, containers, external) = Default::default();
+        Self { host, runtime, reaper, disks, cgroup, notifications, ready, containers, external }
+    }
+
+    /// Waits until storage can be mounted.
+    pub(crate) async fn ready(&self) {
+        // If its sender is gone, whatever is missing will be said by what misses it.
+        let _ = self.ready.clone().wait_for(|&ready| ready).await;
+    }
+
+    pub(crate) fn reserve(&self, id: &str) -> Result<Reservation<'_>> {
+        let mut containers = self.containers.borrow_mut();
+        if containers.contains_key(id) {
+            return Err(Error::ContainerExists(id.to_owned()));
+        }
+        containers.insert(id.to_owned(), Slot::Creating);
+        Ok(Reservation { uvm: self, id: id.to_owned() })
+    }
+
+    pub(crate) fn container(&self, id: &str) -> Result<Rc<Container>> {
+        match self.containers.borrow().get(id) {
+            Some(Slot::Made(container)) => Ok(Rc::clone(container)),
+            Some(Slot::Creating) => Err(Error::ContainerCreating(id.to_owned())),
+            None => Err(Error::NoContainer(id.to_owned())),
+        }
+    }
+
+    pub(crate) fn forget(&self, id: &str) {
+        self.containers.borrow_mut().remove(id);
+    }
+
+    pub(crate) fn add_external(&self, process: Rc<Process>) {
+        self.external.borrow_mut().insert(process.pid(), process);
+    }
+
+    pub(crate) fn external(&self, pid: u32) -> Result<Rc<Process>> {
+        self.external.borrow().get(&pid).cloned().ok_or(Error::NoProcess(pid))
+    }
+
+    /// Drops the records of external processes that have been reported.
+    pub(crate) fn settle_external(&self) {
+        self.external.borrow_mut().retain(|_, process| !process.is_settled());
+    }
+
+    /// What the agent is doing, as text.
+    pub(crate) fn describe(&self) -> String {
+        let mut text = format!("linkspan-guest {}\n", env!("CARGO_PKG_VERSION"));
+        let mut containers: Vec<_> = self
+            .containers
+            .borrow()
+            .iter()
+            .map(|(id, slot)| match slot {
+                Slot::Creating => format!("container {id}: being created\n"),
+                Slot::Made(container) => container.describe(),
+            })
+            .collect();
+        containers.sort();
+        text.extend(containers);
+        for pid in self.external.borrow().keys() {
+            text += &format!("external process {pid}\n");
+        }
+        text
+    }
+}
+
+impl Reservation<'_> {
+    pub(crate) fn fill(self, container: Rc<Container>) {
+        self.uvm.containers.borrow_mut().insert(self.id.clone(), Slot::Made(container));
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut containers = self.uvm.containers.borrow_mut();
+        if let Some(Slot::Creating) = containers.get(&self.id) {
+            containers.remove(&self.id);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! `AF_VSOCK` and hybrid-vsock Unix sockets on Linux.
+
+mod connect;
+mod listener;
+mod register;
+mod stream;
+
+pub use connect::connect;
+pub(crate) use connect::connect_unix;
+pub use listener::Listener;
+pub use stream::Stream;

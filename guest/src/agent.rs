@@ -119,7 +119,9 @@ fn readiness(pipe: Option<OwnedFd>) -> io::Result<watch::Receiver<bool>> {
         let pipe = linkspan_guest_sys::register(pipe)?;
         spawn_local(async move {
             let read = pipe
-                .async_io(tokio::io::Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut [0; 1])?))
+                .async_io(tokio::io::Interest::READABLE, |fd| {
+                    Ok(rustix::io::read(fd, &mut [0; 1])?)
+                })
                 .await;
             debug!(?read, "all modules are loaded");
             sender.send_replace(true);

@@ -25,6 +25,8 @@ pub struct Arguments {
     pub disks: Option<PathBuf>,
     /// Prefix of all containers' cgroups.
     pub cgroup: PathBuf,
+    /// Loopback only: belongs to this run, holds `disks/`, and is removed at its end.
+    pub directory: Option<PathBuf>,
     /// Written to the kernel's `core_pattern`.
     pub core_pattern: Option<String>,
 }
@@ -38,6 +40,7 @@ impl Default for Arguments {
             level: Level::WARN,
             disks: None,
             cgroup: "/pods".into(),
+            directory: None,
             core_pattern: None,
         }
     }
@@ -59,6 +62,7 @@ Flags:
   -loglevel LEVEL      error, warning, info, debug or trace     [warning]
   -disks DIR           find disks as DIR/CONTROLLER_LUN, not in sysfs
   -cgroup PATH         where containers' cgroups are made         [/pods]
+  -directory DIR       loopback: holds disks/, and is removed at the end
   -core-dump-location PATTERN
                        the kernel's core_pattern
   -help, -version
@@ -105,16 +109,23 @@ impl Arguments {
             match name {
                 "host" => {
                     let text = value()?;
-                    parsed.host = text.parse().map_err(|error| format!("-host {text:?}: {error}"))?;
+                    parsed.host =
+                        text.parse().map_err(|error| format!("-host {text:?}: {error}"))?;
                 }
                 "port" => {
                     let text = value()?;
-                    parsed.port = text.parse().map_err(|error| format!("-port {text:?}: {error}"))?;
+                    parsed.port =
+                        text.parse().map_err(|error| format!("-port {text:?}: {error}"))?;
                 }
                 "use-inouterr" => parsed.use_stdio = given.as_deref() != Some("false"),
                 "loglevel" => parsed.level = level(&value()?)?,
                 "disks" => parsed.disks = Some(value()?.into()),
                 "cgroup" => parsed.cgroup = value()?.into(),
+                "directory" => {
+                    let directory = PathBuf::from(value()?);
+                    parsed.disks.get_or_insert(directory.join("disks"));
+                    parsed.directory = Some(directory);
+                }
                 "core-dump-location" => {
                     parsed.core_pattern = Some(value()?).filter(|pattern| !pattern.is_empty());
                 }

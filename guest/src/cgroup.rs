@@ -101,7 +101,8 @@ impl Table {
 fn unified(path: &Path) -> ContainerMetrics {
     let directory = directory("", path);
     let file = |name: &str| number(directory.join(name));
-    let (cpu, memory) = (Table::read(directory.join("cpu.stat")), Table::read(directory.join("memory.stat")));
+    let (cpu, memory) =
+        (Table::read(directory.join("cpu.stat")), Table::read(directory.join("memory.stat")));
     let events = Table::read(directory.join("memory.events"));
     let entry = |prefix: &str| MemoryEntry {
         limit: file(&format!("{prefix}.max")),

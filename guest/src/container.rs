@@ -169,7 +169,8 @@ impl Container {
     async fn remove(&self, uvm: &Uvm) -> Result<()> {
         let deleted = uvm.runtime.run(Job::Delete { id: self.id.clone() }, None).await;
         let (bundle, scratch) = (self.bundle.clone(), self.scratch.clone());
-        let removed = blocking(move || remove_directories(bundle.as_path(), scratch.as_ref())).await;
+        let removed =
+            blocking(move || remove_directories(bundle.as_path(), scratch.as_ref())).await;
         match deleted {
             Err(Error::NoContainer(_)) => removed,
             Err(error) => Err(error),
@@ -194,9 +195,11 @@ impl Container {
 }
 
 fn remove_directories(bundle: &Path, scratch: Option<&GuestPath>) -> Result<()> {
-    // A bundle that was brought onto the scratch disk is a mount of our own.
-    unmount_all(bundle)?;
     if let Some(scratch) = scratch {
+        // A bundle that was brought onto the scratch disk is a mount of our own making.
+        if !scratch.as_path().starts_with(bundle) {
+            unmount_all(bundle)?;
+        }
         remove_tree(scratch.as_path())?;
     }
     remove_tree(bundle)

@@ -3,11 +3,11 @@
 use std::process::Command;
 use std::rc::Rc;
 
+use linkspan_protocol::JsonString;
 use linkspan_protocol::message::{
     CreateResponse, DumpStacksResponse, Empty, Envelope, ExecuteProcess, ExecuteProcessResponse,
     GetPropertiesResponse, ProcessParameters, Request, WaitForProcess, WaitForProcessResponse,
 };
-use linkspan_protocol::JsonString;
 use serde::Serialize;
 use tracing::info;
 
@@ -192,8 +192,9 @@ async fn execute_external(
     let expectation = uvm.reaper.expect();
     let (pid, terminal, relay) = if parameters.emulate_console {
         let (terminal, slave) = Terminal::open().map_err(failed)?;
-        let pid = linkspan_guest_sys::spawn(&mut command, linkspan_guest_sys::Stdio::Terminal(slave))
-            .map_err(failed)?;
+        let pid =
+            linkspan_guest_sys::spawn(&mut command, linkspan_guest_sys::Stdio::Terminal(slave))
+                .map_err(failed)?;
         let relay = Relay::terminal(&terminal, host).map_err(failed)?;
         (pid, Some(terminal), relay)
     } else {

@@ -26,8 +26,10 @@ impl GuestPath {
         if path.len() >= 4096 {
             return bad("is too long");
         }
-        let plain = |part: &Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
-        if !parsed.components().all(|part| plain(&part)) || path.split('/').any(|part| part == ".") {
+        let plain =
+            |part: &Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+        if !parsed.components().all(|part| plain(&part)) || path.split('/').any(|part| part == ".")
+        {
             return bad("contains a . or .. component");
         }
         let clean: PathBuf = parsed.components().collect();
@@ -87,9 +89,18 @@ mod tests {
 
     #[test]
     fn paths_that_could_lead_elsewhere_are_refused() {
-        for path in
-            ["", "run/x", "/", "//", "/run/../etc", "/run/./x", "/proc/1/root", "/dev/x", "/sys", "/a\0b"]
-        {
+        for path in [
+            "",
+            "run/x",
+            "/",
+            "//",
+            "/run/../etc",
+            "/run/./x",
+            "/proc/1/root",
+            "/dev/x",
+            "/sys",
+            "/a\0b",
+        ] {
             assert!(GuestPath::parse("MountPath", path).is_err(), "{path:?}");
         }
         let path = GuestPath::parse("MountPath", "/run//gcs/c/").unwrap();

@@ -59,7 +59,8 @@ pub fn run() -> io::Result<()> {
     say("phase=agent");
     let (ready_read, ready_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let rest = std::cell::Cell::new(Some((ready_read, ready_write)));
-    let foreign = fs::read_to_string(FOREIGN_AGENT).ok().and_then(|text| ForeignAgent::parse(&text));
+    let foreign =
+        fs::read_to_string(FOREIGN_AGENT).ok().and_then(|text| ForeignAgent::parse(&text));
     let arguments = options.agent_arguments();
     let ended = keep_running_with_modules(foreign, &arguments, rest);
     if let Err(error) = &ended {

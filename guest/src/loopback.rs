@@ -1,8 +1,8 @@
 //! The agent without a hypervisor: in fresh namespaces of one machine.
 //!
 //! The calling process stays outside and does nothing but wait for its standard input to end, or
-//! for the inside to end; then it ends the inside and removes the cgroups that it made. So even
-//! a host that is killed leaves nothing behind.
+//! for the inside to end; then it ends the inside and removes the cgroups that it made, and
+//! the run's directory. So even a host that is killed leaves nothing behind.
 
 use std::fs;
 use std::io;
@@ -27,7 +27,15 @@ use crate::{cgroup, init, log};
 /// When the namespaces cannot be made, which takes root.
 pub fn run(arguments: &[String]) -> io::Result<i32> {
     let parsed = Arguments::parse(arguments.iter().cloned()).map_err(io::Error::other)?;
-    let cgroup = parsed.cgroup.clone();
+    let outcome = contain(arguments);
+    cgroup::remove(&parsed.cgroup);
+    if let Some(directory) = &parsed.directory {
+        let _ = fs::remove_dir_all(directory);
+    }
+    outcome
+}
+
+fn contain(arguments: &[String]) -> io::Result<i32> {
     unshare(
         CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWPID
@@ -62,9 +70,7 @@ pub fn run(arguments: &[String]) -> io::Result<i32> {
             break;
         }
     }
-    let status = waitpid(inside, None)?;
-    cgroup::remove(&cgroup);
-    Ok(match status {
+    Ok(match waitpid(inside, None)? {
         WaitStatus::Exited(_, code) => code,
         _ => 0,
     })

@@ -10,8 +10,8 @@ use crate::error::Context;
 /// The mount points at `path` and below it, in the order in which they were mounted. A point
 /// appears once for each mount that is stacked on it.
 pub(crate) fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
-    let table = std::fs::read("/proc/self/mountinfo")
-        .context(|| "read /proc/self/mountinfo".to_owned())?;
+    let table =
+        std::fs::read("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo".to_owned())?;
     Ok(points(&table).filter(|point| point.starts_with(path)).collect())
 }
 
@@ -37,9 +37,11 @@ fn unescape(text: &[u8]) -> Vec<u8> {
         });
         match digits {
             Some(digits) => {
-                out.push(digits.iter().fold(0u8, |sum, digit| {
-                    sum.wrapping_mul(8).wrapping_add(digit - b'0')
-                }));
+                out.push(
+                    digits
+                        .iter()
+                        .fold(0u8, |sum, digit| sum.wrapping_mul(8).wrapping_add(digit - b'0')),
+                );
                 rest = &tail[3..];
             }
             None => {
@@ -57,7 +59,8 @@ mod tests {
 
     #[test]
     fn escapes_are_decoded_and_names_are_compared_whole() {
-        let table = b"22 1 0:1 / /run/a\\040b rw - tmpfs t rw\n23 1 0:2 / /run/ab rw - tmpfs t rw\n";
+        let table =
+            b"22 1 0:1 / /run/a\\040b rw - tmpfs t rw\n23 1 0:2 / /run/ab rw - tmpfs t rw\n";
         let seen: Vec<_> = points(table).collect();
         assert_eq!(seen, [PathBuf::from("/run/a b"), PathBuf::from("/run/ab")]);
         assert!(!seen[1].starts_with("/run/a"));

@@ -82,7 +82,8 @@ impl Relay {
             }));
         }
         if let Some(stream) = host.stdout {
-            let (master, exited) = (linkspan_guest_sys::register(terminal.duplicate()?)?, relay.exited.subscribe());
+            let (master, exited) =
+                (linkspan_guest_sys::register(terminal.duplicate()?)?, relay.exited.subscribe());
             relay.outputs.push(spawn_local(async move {
                 let ended = copy_out(master, stream, exited, false).await;
                 debug!(?ended, "terminal output");

@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::io::unix::AsyncFd;
 
 pub(crate) use zygote::start as start_zygote;
 

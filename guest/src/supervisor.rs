@@ -11,7 +11,6 @@ use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 
-
 /// The agent's exit code when the machine is to go off.
 pub(crate) const POWER_OFF: i32 = 90;
 

@@ -1,1 +1,63 @@
-//! Utility VMs, containers and processes: the host end of the GCS bridge as a library.
+//! Utility VMs, containers and processes: the host end of the GCS bridge.
+//!
+//! ```no_run
+//! use linkspan_host::{Layers, ProcessSpec, Stdio, UtilityVm};
+//! use tokio::io::AsyncWriteExt;
+//!
+//! # async fn run() -> linkspan_host::Result<()> {
+//! let uvm = UtilityVm::builder("demo").image("target/linkspan/image").memory_mib(512).start().await?;
+//!
+//! let web = uvm
+//!     .container("web", Layers::of("rootfs.tar.gz"))
+//!     .process(ProcessSpec::new(["sleep", "1000"]))
+//!     .create()
+//!     .await?;
+//! let init = web.start(Stdio::NULL).await?;
+//!
+//! let release = web.command("cat").arg("/etc/os-release").output().await?;
+//! println!("{}", String::from_utf8_lossy(&release.stdout));
+//!
+//! let mut wc = web.command("wc").arg("-c").spawn().await?;
+//! wc.stdin.take().expect("is piped").write_all(b"hello").await.expect("wc reads");
+//! println!("{}", wc.wait_with_output().await?.status);
+//!
+//! init.handle().kill().await?;
+//! println!("sleep ended with {}", init.wait().await?);
+//! web.delete().await?;
+//! uvm.terminate().await;
+//! # Ok(()) }
+//! ```
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `uvm` | [`UtilityVm`] and its [`Builder`] |
+//! | `container` | [`Container`] |
+//! | `process` | [`Command`], [`Child`], [`ExitStatus`], in the image of `std::process` |
+//! | `layers` | [`Layers`]; the plan of a container's root, as data |
+//! | `bridge` | the protocol's client over the guest's connections |
+//! | `undo` | steps back: rollback, and teardown |
+//! | [`vmm`] | the seam to what runs the machine: QEMU, or namespaces of this kernel |
+
+mod bridge;
+mod container;
+mod error;
+mod layers;
+mod process;
+mod scsi;
+mod spec;
+mod undo;
+mod uvm;
+pub mod vmm;
+
+pub use container::{Container, ContainerBuilder};
+pub use error::{Error, ProgramProblem};
+pub use hyperv_socket::Stream;
+pub use layers::{DEFAULT_SCRATCH_MIB, LayerProgress, Layers};
+pub use linkspan_protocol as protocol;
+pub use process::{Child, Command, ExitStatus, Output, ProcessHandle, Stdio};
+pub use spec::ProcessSpec;
+pub use uvm::{Backend, Builder, Machine, UtilityVm};
+pub use vmm::qemu::Accel;
+
+/// What this library's functions return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -104,6 +104,11 @@ pub trait Vmm: Send + Sync + fmt::Debug {
     /// For people: what it runs on, such as `qemu (tcg, 2 cpus, 512 MiB), pid 4711`.
     fn describe(&self) -> String;
 
+    /// Whether the guest sees this host's directories under their own paths.
+    fn shares_directories(&self) -> bool {
+        false
+    }
+
     /// Takes the guest's connections to a port from now on.
     async fn listen(&self, port: u32, accept: Accept) -> Result<PortListener>;
 

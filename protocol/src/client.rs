@@ -189,6 +189,27 @@ impl Client {
         call
     }
 
+    /// As [`call`](Self::call) without a deadline, but the frame is handed over to be written
+    /// before all others: for a negotiation, which has to come first on a new connection.
+    pub fn call_now<P: Procedure>(
+        &mut self,
+        container: ContainerId,
+        request: &P,
+    ) -> (CallId, Vec<u8>) {
+        let call = self.call(container, request, None);
+        (call, self.outgoing.pop_back().unwrap_or_default())
+    }
+
+    /// Fails every pending call, on a bridge that stays open: the guest has lost them.
+    pub fn fail_pending(&mut self, reason: &CloseReason) {
+        self.outgoing.clear();
+        for id in std::mem::take(&mut self.pending).into_keys() {
+            self.abandoned.insert(id);
+            let outcome = Err(CallError::Closed { reason: reason.clone() });
+            self.events.push_back(ClientEvent::Answered { call: CallId(id), outcome });
+        }
+    }
+
     /// Gives a call up: no event will come for it, and a late answer is passed over.
     pub fn abandon(&mut self, call: CallId) {
         if self.pending.remove(&call.0).is_some() {
@@ -299,11 +320,7 @@ impl Client {
             return;
         }
         self.closed = Some(reason.clone());
-        self.outgoing.clear();
-        for id in std::mem::take(&mut self.pending).into_keys() {
-            let outcome = Err(CallError::Closed { reason: reason.clone() });
-            self.events.push_back(ClientEvent::Answered { call: CallId(id), outcome });
-        }
+        self.fail_pending(&reason);
         self.events.push_back(ClientEvent::Closed(reason));
     }
 

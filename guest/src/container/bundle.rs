@@ -39,7 +39,9 @@ impl Bundle {
         let root = spec["root"]["path"].as_str().ok_or_else(|| missing("root.path"))?;
         let root = match root.starts_with('/') {
             true => GuestPath::parse("root.path", root)?.as_path().to_owned(),
-            false => GuestPath::parse("root.path", &format!("{directory}/{root}"))?.as_path().into(),
+            false => {
+                GuestPath::parse("root.path", &format!("{directory}/{root}"))?.as_path().into()
+            }
         };
         if spec.pointer("/linux/seccomp").is_some_and(|seccomp| !seccomp.is_null()) {
             return Err(Error::NotSupported("linux.seccomp".to_owned()));
@@ -56,7 +58,8 @@ impl Bundle {
         }
         let terminal = spec["process"]["terminal"].as_bool().unwrap_or_default();
         let owns_pid_namespace = spec["linux"]["namespaces"].as_array().is_some_and(|all| {
-            all.iter().any(|one| one["type"] == "pid" && one["path"].as_str().is_none_or(str::is_empty))
+            all.iter()
+                .any(|one| one["type"] == "pid" && one["path"].as_str().is_none_or(str::is_empty))
         });
         Ok(Self { directory, spec, root, terminal, owns_pid_namespace })
     }
@@ -89,9 +92,11 @@ impl Bundle {
             self.spec["mounts"] = json!([]);
         }
         let Some(mounts) = self.spec["mounts"].as_array_mut() else { return Ok(()) };
-        for (name, contents) in
-            [("hostname", format!("{hostname}\n")), ("hosts", hosts(&hostname)), ("resolv.conf", String::new())]
-        {
+        for (name, contents) in [
+            ("hostname", format!("{hostname}\n")),
+            ("hosts", hosts(&hostname)),
+            ("resolv.conf", String::new()),
+        ] {
             let destination = format!("/etc/{name}");
             if mounts.iter().any(|mount| mount["destination"] == destination.as_str()) {
                 continue;

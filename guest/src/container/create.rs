@@ -77,7 +77,11 @@ pub(crate) async fn create(
     Ok(())
 }
 
-async fn make(uvm: &Uvm, id: &str, bundle: &Bundle) -> Result<(Rc<Process>, Option<Streams<OwnedFd>>)> {
+async fn make(
+    uvm: &Uvm,
+    id: &str,
+    bundle: &Bundle,
+) -> Result<(Rc<Process>, Option<Streams<OwnedFd>>)> {
     let expectation = uvm.reaper.expect();
     let directory = bundle.directory.as_path().to_owned();
     let console = match bundle.terminal {
@@ -97,10 +101,9 @@ async fn make(uvm: &Uvm, id: &str, bundle: &Bundle) -> Result<(Rc<Process>, Opti
     let pid = uvm.runtime.run(job, stdio).await?;
     let made = async {
         let pid = pid.ok_or(Error::NoProcess(0))?;
-        let child = expectation.register(pid).map_err(|source| Error::Io {
-            what: format!("watch process {pid}"),
-            source,
-        })?;
+        let child = expectation
+            .register(pid)
+            .map_err(|source| Error::Io { what: format!("watch process {pid}"), source })?;
         let terminal = match &console {
             Some(console) => Some(console.receive().await?),
             None => None,
@@ -111,9 +114,7 @@ async fn make(uvm: &Uvm, id: &str, bundle: &Bundle) -> Result<(Rc<Process>, Opti
         Ok(Process::new(child, terminal))
     };
     match made.await {
-        Ok(process) => {
-            Ok((process, pipes.map(Pipes::into_ours)))
-        }
+        Ok(process) => Ok((process, pipes.map(Pipes::into_ours))),
         Err(error) => {
             let _ = uvm.runtime.run(Job::Delete { id: id.to_owned() }, None).await;
             Err(error)

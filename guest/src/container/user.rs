@@ -66,7 +66,9 @@ fn lookup(text: &str, read: impl Fn(&str) -> Result<String>) -> Result<(u32, u32
             Some(gid) => gid,
             None => only(&read("etc/group")?, 0, group)
                 .and_then(|entry| field(&split(&entry), 2))
-                .ok_or_else(|| bad(format!("group {group:?} is not in the container's /etc/group")))?,
+                .ok_or_else(|| {
+                    bad(format!("group {group:?} is not in the container's /etc/group"))
+                })?,
         },
     };
     Ok((uid, gid))
@@ -91,8 +93,7 @@ fn read(root: &Path, name: &str) -> Result<String> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = open(root, flags, Mode::empty())?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file: File =
-            openat2(root, name, flags, Mode::empty(), ResolveFlags::IN_ROOT)?.into();
+        let file: File = openat2(root, name, flags, Mode::empty(), ResolveFlags::IN_ROOT)?.into();
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("is not a regular file"));
         }
@@ -109,7 +110,9 @@ mod tests {
 
     fn files(name: &str) -> Result<String> {
         Ok(match name {
-            "etc/passwd" => "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/:/bin/sh\nd:x:1:1:\nd:x:2:2:\n",
+            "etc/passwd" => {
+                "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/:/bin/sh\nd:x:1:1:\nd:x:2:2:\n"
+            }
             _ => "root:x:0:\nstaff:x:50:web\n",
         }
         .to_owned())

@@ -2,9 +2,9 @@
 
 use linkspan_protocol::resource::CombinedLayers;
 
+use crate::Result;
 use crate::guest_path::GuestPath;
 use crate::storage::{Overlay, blocking, unmount};
-use crate::Result;
 
 pub(super) async fn add(layers: CombinedLayers) -> Result<()> {
     let root = GuestPath::parse("ContainerRootPath", &layers.container_root_path)?;

@@ -16,11 +16,8 @@ use crate::uvm::Uvm;
 use crate::{Error, Result};
 
 pub(super) async fn add(uvm: &Uvm, disk: MappedVirtualDisk) -> Result<()> {
-    let address = DiskAddress {
-        controller: disk.controller,
-        lun: disk.lun,
-        partition: disk.partition,
-    };
+    let address =
+        DiskAddress { controller: disk.controller, lun: disk.lun, partition: disk.partition };
     let propagation = propagation(&disk.options);
     if disk.encrypted {
         return Err(Error::NotSupported("Encrypted".to_owned()));
@@ -56,8 +53,7 @@ fn link(device: &Path, target: &Path) -> Result<()> {
     if let Some(parent) = target.parent() {
         make_directory(parent, 0o700)?.keep();
     }
-    symlink(device, target)
-        .context(|| format!("link {} to {}", target.display(), device.display()))
+    symlink(device, target).context(|| format!("link {} to {}", target.display(), device.display()))
 }
 
 fn mount(
@@ -109,12 +105,7 @@ fn choose(device: &Path, disk: &MappedVirtualDisk) -> Result<Filesystem> {
         }
         (Some(wanted), Some(found)) => Err(Error::Argument {
             field: "Filesystem",
-            reason: format!(
-                "{} holds {}, not {}",
-                disk_name(disk),
-                found.name(),
-                wanted.name()
-            ),
+            reason: format!("{} holds {}, not {}", disk_name(disk), found.name(), wanted.name()),
         }),
     }
 }

@@ -84,8 +84,7 @@ fn update(id: &str, resources: &Value) -> Reply {
     let resources = serde_json::from_value(resources.clone()).map_err(other)?;
     let container = load(id)?;
     let cgroup_path = container.spec().map_err(refusal)?.cgroup_path;
-    let config =
-        CgroupConfig { cgroup_path, systemd_cgroup: false, container_name: id.to_owned() };
+    let config = CgroupConfig { cgroup_path, systemd_cgroup: false, container_name: id.to_owned() };
     let manager = create_cgroup_manager(config).map_err(other)?;
     let options = ControllerOpt {
         resources: &resources,

@@ -170,9 +170,8 @@ impl DeviceEvents {
         let mut buffer = [0; 8192];
         loop {
             let mut ready = self.socket.readable().await?;
-            let received = ready.try_io(|socket| {
-                Ok(recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?)
-            });
+            let received = ready
+                .try_io(|socket| Ok(recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?));
             match received {
                 // A full socket means that there was much to hear.
                 Ok(Err(error)) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => return Ok(()),

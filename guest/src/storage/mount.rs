@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -89,23 +89,30 @@ pub(crate) fn unmount_all(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a directory with all that is in it. Refuses when anything is mounted in it: removal
-/// would reach into what is mounted.
+/// Removes a directory with all that is in it; of a mount point only what is in it. Refuses when
+/// anything is mounted below: removal would reach into what is mounted.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
-    if let Some(mounted) = mounts_below(path)?.first() {
+    let mounts = mounts_below(path)?;
+    if let Some(mounted) = mounts.iter().find(|mounted| *mounted != path) {
         let what = format!("remove {}: {} is still mounted", path.display(), mounted.display());
         return Err(Error::Io { what, source: Errno::EBUSY.into() });
     }
-    let device = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.context(|| format!("look at {}", path.display()))?.dev(),
-    };
-    let parent = path.parent().and_then(|parent| fs::metadata(parent).ok());
-    if parent.is_some_and(|parent| parent.dev() != device) {
-        let what = format!("remove {}: it is another file system", path.display());
-        return Err(Error::Io { what, source: Errno::EXDEV.into() });
+    let what = || format!("remove {}", path.display());
+    if mounts.is_empty() {
+        return match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.context(what),
+        };
     }
-    fs::remove_dir_all(path).context(|| format!("remove {}", path.display()))
+    for entry in fs::read_dir(path).context(what)? {
+        let entry = entry.context(what)?;
+        let removed = match entry.file_type().context(what)?.is_dir() {
+            true => fs::remove_dir_all(entry.path()),
+            false => fs::remove_file(entry.path()),
+        };
+        removed.context(|| format!("remove {}", entry.path().display()))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -96,7 +96,8 @@ mod tests {
 
     #[test]
     fn the_bundle_is_bound_only_when_the_scratch_is_elsewhere() {
-        let needs = |root: &str, scratch: &str| bundle_needs_bind(Path::new(root), Path::new(scratch));
+        let needs =
+            |root: &str, scratch: &str| bundle_needs_bind(Path::new(root), Path::new(scratch));
         assert_eq!(needs("/run/gcs/c/a/rootfs", "/run/gcs/c/a/scratch/a"), None);
         assert_eq!(
             needs("/run/gcs/c/a/rootfs", "/run/gcs/c/ab/scratch"),

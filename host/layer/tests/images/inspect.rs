@@ -1,0 +1,177 @@
+//! e2fsck, kernel mounts, and the comparison of trees.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::hash::{DefaultHasher, Hasher};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use linkspan_layer::{Error, LayerBuilder, Options, Summary};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use tempfile::{NamedTempFile, TempDir};
+
+pub(crate) fn image_of_directory(source: &Path) -> (NamedTempFile, Summary) {
+    image(Options::default(), |builder| builder.add_directory(source)).expect("build the image")
+}
+
+pub(crate) fn image_of_tar(bytes: &[u8], options: Options) -> (NamedTempFile, Summary) {
+    image(options, |builder| builder.add_tar("test.tar", bytes)).expect("build the image")
+}
+
+pub(crate) fn image(
+    options: Options,
+    fill: impl FnOnce(&mut LayerBuilder<'_>) -> Result<(), Error>,
+) -> Result<(NamedTempFile, Summary), Error> {
+    let out = NamedTempFile::new().expect("create a file for the image");
+    let mut builder = LayerBuilder::new(out.as_file(), options)?;
+    fill(&mut builder)?;
+    let summary = builder.finish()?;
+    assert_eq!(out.as_file().metadata().unwrap().len(), summary.bytes);
+    Ok((out, summary))
+}
+
+/// Fails unless e2fsck is there and finds nothing to mend.
+pub(crate) fn assert_clean(image: &Path) {
+    let output = Command::new("e2fsck").arg("-fn").arg(image).env("LC_ALL", "C").output();
+    let output = output.expect("run e2fsck: these tests need e2fsprogs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "e2fsck -fn: {}\n{text}\n{errors}", output.status);
+}
+
+/// Lets `look` see an image mounted, in a mount name space of its own.
+pub(crate) fn mounted<T: Send>(
+    image: &Path,
+    read_only: bool,
+    look: impl FnOnce(&Path) -> T + Send,
+) -> T {
+    assert!(nix::unistd::geteuid().is_root(), "mounting needs root: run this test as root");
+    let inside = || {
+        unshare(CloneFlags::CLONE_NEWNS).expect("unshare the mount name space");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("make / private");
+        let target = TempDir::new().unwrap();
+        let options = if read_only { "loop,ro" } else { "loop" };
+        let mut command = Command::new("mount");
+        command.args(["-t", "ext4", "-o", options]).arg(image).arg(target.path());
+        let status = command.status().expect("run mount");
+        assert!(status.success(), "mount {}: {status}", image.display());
+        let seen = look(target.path());
+        let status = Command::new("umount").arg(target.path()).status().expect("run umount");
+        assert!(status.success(), "umount: {status}");
+        seen
+    };
+    std::thread::scope(|scope| match scope.spawn(inside).join() {
+        Ok(seen) => seen,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
+
+/// Everything about an entry that an image must keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) mode: u32,
+    pub(crate) owner: (u32, u32),
+    pub(crate) mtime: (i64, i64),
+    pub(crate) device: (u32, u32),
+    /// Target of a symbolic link, hash of a file.
+    pub(crate) content: Vec<u8>,
+    pub(crate) size: u64,
+    pub(crate) xattrs: BTreeMap<String, Vec<u8>>,
+    /// The first name of the same inode.
+    pub(crate) same_as: Option<PathBuf>,
+}
+
+pub(crate) type Snapshot = BTreeMap<PathBuf, Facts>;
+
+pub(crate) fn snapshot(root: &Path) -> Snapshot {
+    let mut snapshot = Snapshot::new();
+    let mut inodes = HashMap::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(path) = pending.pop() {
+        let metadata = path.symlink_metadata().unwrap();
+        let kind = metadata.file_type();
+        let mut content = Vec::new();
+        let mut size = 0;
+        if kind.is_dir() {
+            let mut names: Vec<_> =
+                path.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+            names.sort_by(|a, b| b.cmp(a));
+            pending.extend(names);
+        } else if kind.is_symlink() {
+            content = path.read_link().unwrap().as_os_str().as_bytes().to_vec();
+        } else if kind.is_file() {
+            content = hash_file(&path);
+            size = metadata.len();
+        }
+        let mut same_as = None;
+        let relative = path.strip_prefix(root).unwrap().to_owned();
+        if !kind.is_dir() && metadata.nlink() > 1 {
+            let first = inodes.entry(metadata.ino()).or_insert_with(|| relative.clone());
+            same_as = Some(first.clone());
+        }
+        let facts = Facts {
+            mode: metadata.mode(),
+            owner: (metadata.uid(), metadata.gid()),
+            mtime: (metadata.mtime(), metadata.mtime_nsec()),
+            device: (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev())),
+            content,
+            size,
+            xattrs: xattrs(&path),
+            same_as,
+        };
+        snapshot.insert(relative, facts);
+    }
+    snapshot
+}
+
+pub(crate) fn assert_same(expected: &Snapshot, found: &Snapshot) {
+    for (path, facts) in expected {
+        let other = found.get(path);
+        assert_eq!(Some(facts), other, "{} differs", path.display());
+    }
+    let more: Vec<_> = found.keys().filter(|path| !expected.contains_key(*path)).collect();
+    assert!(more.is_empty(), "the image has more entries: {more:?}");
+}
+
+fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut list = vec![0; 65_536];
+    let length = rustix::fs::llistxattr(path, &mut list[..]).unwrap();
+    let names = list[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty());
+    let read = |name: &[u8]| {
+        let mut value = vec![0; 65_536];
+        let length = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
+        value.truncate(length);
+        (String::from_utf8_lossy(name).into_owned(), value)
+    };
+    names.map(read).collect()
+}
+
+/// Zeros count by their place only, which makes long holes cheap.
+fn hash_file(path: &Path) -> Vec<u8> {
+    let mut hasher = DefaultHasher::new();
+    let mut file = File::open(path).unwrap();
+    let zeros = vec![0; 1 << 20];
+    let mut buffer = zeros.clone();
+    for chunk in 0_u64.. {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match file.read(&mut buffer[filled..]).unwrap() {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        if filled == 0 {
+            break;
+        }
+        if buffer[..filled] != zeros[..filled] {
+            hasher.write_u64(chunk);
+            hasher.write(&buffer[..filled]);
+        }
+    }
+    hasher.finish().to_le_bytes().to_vec()
+}

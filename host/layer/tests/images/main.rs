@@ -1,0 +1,8 @@
+//! Images as others see them: e2fsck finds nothing wrong, and the kernel shows what went in.
+
+mod archives;
+mod directories;
+mod generated;
+mod hostile;
+mod inspect;
+mod scratch;

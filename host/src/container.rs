@@ -1,0 +1,291 @@
+//! Containers.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use linkspan_protocol::message::{
+    ContainerId, ContainerMetrics, Create, DeleteContainerState, GetProperties, HostedContainer,
+    ModifySettings, Properties, PropertyType, SchemaVersion, ShutdownForced, ShutdownGraceful,
+    Start as StartContainer,
+};
+use linkspan_protocol::resource::{ContainerConstraints, ModifyType};
+use linkspan_protocol::{HResult, client::CloseReason};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::error::Context;
+use crate::layers::{LayerPlan, LayerProgress, Layers, Source};
+use crate::process::{self, Child, Command, Start, Stdio};
+use crate::spec::container_document;
+use crate::undo::{Step, Undo};
+use crate::uvm::Shared;
+use crate::{Error, ProcessSpec, Result};
+
+/// A container to be made. See [`UtilityVm::container`](crate::UtilityVm::container).
+#[must_use]
+pub struct ContainerBuilder {
+    uvm: Arc<Shared>,
+    id: String,
+    layers: Layers,
+    process: ProcessSpec,
+    spec: Option<Value>,
+    hostname: Option<String>,
+    progress: Box<dyn Fn(LayerProgress<'_>) + Send>,
+}
+
+impl ContainerBuilder {
+    pub(crate) fn new(uvm: Arc<Shared>, id: String, layers: Layers) -> Self {
+        Self {
+            uvm,
+            id,
+            layers,
+            process: ProcessSpec::new(["sh"]),
+            spec: None,
+            hostname: None,
+            progress: Box::new(|_| {}),
+        }
+    }
+
+    /// What its init is; `sh` unless told otherwise.
+    pub fn process(mut self, process: ProcessSpec) -> Self {
+        self.process = process;
+        self
+    }
+
+    /// Its host name; the first twelve characters of its id unless told otherwise.
+    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
+        self.hostname = Some(hostname.into());
+        self
+    }
+
+    /// A whole OCI runtime-spec document in place of [`process`](Self::process) and
+    /// [`hostname`](Self::hostname). Its `root` is set to the layers' place in the guest.
+    pub fn spec(mut self, spec: Value) -> Self {
+        self.spec = Some(spec);
+        self
+    }
+
+    /// As [`spec`](Self::spec), from a file such as a bundle's `config.json`.
+    ///
+    /// # Errors
+    /// When it cannot be read or is no JSON.
+    pub fn config(self, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = std::fs::read(path).context(|| format!("read {}", path.display()))?;
+        let spec = serde_json::from_slice(&text).map_err(|error| Error::Option {
+            option: "config",
+            reason: format!("{}: {error}", path.display()),
+        })?;
+        Ok(self.spec(spec))
+    }
+
+    /// Gets to know how far the making of layer images has come. Called from another thread.
+    pub fn on_progress(mut self, progress: impl Fn(LayerProgress<'_>) + Send + 'static) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
+    /// Makes it: attaches its disks, mounts them, combines them, creates it. It does not run yet.
+    ///
+    /// # Errors
+    /// Whatever fails; all that was done before is taken back then.
+    pub async fn create(self) -> Result<Container> {
+        let Self { uvm, id, layers, process, spec, hostname, progress } = self;
+        check_id(&id)?;
+        if spec.is_none() && process.args.first().is_none_or(String::is_empty) {
+            let reason = "is empty; give a program to run".to_owned();
+            return Err(Error::Option { option: "args", reason });
+        }
+        let directories = uvm.vmm.shares_directories();
+        let prepared = tokio::task::spawn_blocking(move || layers.prepare(directories, &*progress))
+            .await
+            .map_err(|panic| Error::Vmm(panic.into()))??;
+        let hostname = hostname.unwrap_or_else(|| id.chars().take(12).collect());
+        let mut spec = spec.unwrap_or_else(|| container_document(&process, &hostname));
+
+        let mut undo = Undo::default();
+        let made = async {
+            let mut layers = Vec::new();
+            for source in prepared.sources {
+                layers.push(match source {
+                    Source::Disk(disk) => Ok(uvm.attach(disk, &mut undo).await?),
+                    Source::Directory(path) => Err(path),
+                });
+            }
+            let scratch = match prepared.scratch {
+                Some(disk) => Some(uvm.attach(disk, &mut undo).await?),
+                None => None,
+            };
+            let plan = LayerPlan::new(&id, &layers, scratch);
+            for disk in &plan.disks {
+                let what = || format!("mount disk {}:{}", disk.controller, disk.lun);
+                uvm.modify(ModifyType::Add, disk.clone(), what).await?;
+                undo.push(Step::Unmap(disk.clone()));
+            }
+            let what = || format!("combine the layers of {id}");
+            uvm.modify(ModifyType::Add, plan.combined.clone(), what).await?;
+            undo.push(Step::Uncombine(plan.combined.clone()));
+            spec["root"]["path"] = json!(plan.combined.container_root_path);
+            let document = HostedContainer {
+                schema_version: SchemaVersion::MINIMUM,
+                oci_bundle_path: plan.bundle,
+                oci_specification: Some(spec),
+                scratch_dir_path: plan.scratch_directory,
+            };
+            let exited = uvm.bridge.container_exit(&id);
+            let request = Create::new(&document)
+                .map_err(|error| Error::Option { option: "spec", reason: error.to_string() })?;
+            let container = ContainerId(id.clone());
+            uvm.bridge.call(&container, &request, || format!("create container {id}")).await?;
+            Ok(exited)
+        };
+        match made.await {
+            Ok(exited) => Ok(Container { uvm, id: ContainerId(id), exited, teardown: undo }),
+            Err(error) => {
+                uvm.bridge.forget_container(&id);
+                // The first failure says what went wrong; what follows from it is logged.
+                let _ = undo.run(&uvm).await;
+                Err(error)
+            }
+        }
+    }
+}
+
+fn check_id(id: &str) -> Result<()> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    if id.is_empty() || id.len() > 64 || !id.bytes().all(valid) || id.starts_with('.') {
+        let reason = format!("{id:?} is not 1 to 64 letters, digits, _ - . (and no dot first)");
+        return Err(Error::Option { option: "container id", reason });
+    }
+    Ok(())
+}
+
+/// A container in a utility VM.
+///
+/// Dropping it leaves it running; [`delete`](Self::delete) removes it, and everything goes with
+/// the utility VM.
+#[derive(Debug)]
+pub struct Container {
+    uvm: Arc<Shared>,
+    id: ContainerId,
+    exited: watch::Receiver<bool>,
+    teardown: Undo,
+}
+
+impl Container {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        self.id.as_str()
+    }
+
+    /// Runs its init.
+    ///
+    /// # Errors
+    /// When the guest refuses, above all a second time.
+    pub async fn start(&self, stdio: Stdio) -> Result<Child> {
+        let what = || format!("start container {}", self.id);
+        self.uvm.bridge.call(&self.id, &StartContainer {}, what).await?;
+        process::start(&self.uvm, &self.id, Start::Init, stdio).await
+    }
+
+    /// A further process in it.
+    pub fn command(&self, program: impl Into<String>) -> Command<'_> {
+        Command::new(&self.uvm, self.id.clone(), program.into())
+    }
+
+    /// Runs a further process that is described in full.
+    ///
+    /// # Errors
+    /// When the guest refuses; see [`Error::program_problem`].
+    pub async fn exec(&self, spec: &ProcessSpec, stdio: Stdio) -> Result<Child> {
+        process::start(&self.uvm, &self.id, Start::Exec(spec), stdio).await
+    }
+
+    /// Pids of its processes in the guest's root namespace.
+    ///
+    /// # Errors
+    /// When the guest refuses or is gone.
+    pub async fn processes(&self) -> Result<Vec<u32>> {
+        let properties = self.properties(PropertyType::PROCESS_LIST).await?;
+        Ok(properties.process_list.iter().map(|process| process.process_id).collect())
+    }
+
+    /// What the guest's kernel counts for it.
+    ///
+    /// # Errors
+    /// When the guest refuses or is gone.
+    pub async fn statistics(&self) -> Result<ContainerMetrics> {
+        let properties = self.properties(PropertyType::STATISTICS).await?;
+        Ok(properties.metrics.map(|metrics| *metrics).unwrap_or_default())
+    }
+
+    async fn properties(&self, which: PropertyType) -> Result<Properties> {
+        let request = GetProperties::of([which]);
+        let what = || format!("ask for properties of container {}", self.id);
+        Ok(self.uvm.bridge.call(&self.id, &request, what).await?.properties.0)
+    }
+
+    /// Changes its limits while it runs: an OCI `linux.resources` object.
+    ///
+    /// # Errors
+    /// When the guest refuses or is gone.
+    pub async fn update(&self, resources: Value) -> Result<()> {
+        let constraints =
+            ContainerConstraints { linux: Some(resources), ..ContainerConstraints::default() };
+        let request = ModifySettings::new(ModifyType::Update, constraints.into());
+        let what = || format!("update container {}", self.id);
+        self.uvm.bridge.call(&self.id, &request, what).await.map(drop)
+    }
+
+    /// Asks its init to end (SIGTERM). One that has ended is no error.
+    ///
+    /// # Errors
+    /// When the guest refuses or is gone.
+    pub async fn shut_down(&self) -> Result<()> {
+        let what = || format!("shut container {} down", self.id);
+        self.stopped(self.uvm.bridge.call(&self.id, &ShutdownGraceful {}, what).await)
+    }
+
+    /// Ends its init (SIGKILL). One that has ended is no error.
+    ///
+    /// # Errors
+    /// When the guest refuses or is gone.
+    pub async fn terminate(&self) -> Result<()> {
+        let what = || format!("terminate container {}", self.id);
+        self.stopped(self.uvm.bridge.call(&self.id, &ShutdownForced {}, what).await)
+    }
+
+    fn stopped<T>(&self, outcome: Result<T>) -> Result<()> {
+        match outcome {
+            Err(error) if error.code() == Some(HResult::SYSTEM_ALREADY_STOPPED) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Waits until the guest says that it has exited, which takes that its init was waited for.
+    ///
+    /// # Errors
+    /// When the bridge is gone.
+    pub async fn exited(&self) -> Result<()> {
+        let what = || format!("wait for the exit of container {}", self.id);
+        let closed = |_| Error::Closed { what: what(), reason: CloseReason::Local };
+        self.exited.clone().wait_for(|&exited| exited).await.map_err(closed).map(drop)
+    }
+
+    /// Removes it with its disks. A running one is ended first.
+    ///
+    /// # Errors
+    /// The first failure; what can be removed is removed all the same.
+    pub async fn delete(mut self) -> Result<()> {
+        let what = || format!("delete container {}", self.id);
+        let combined =
+            self.teardown.run_while(&self.uvm, |step| matches!(step, Step::Uncombine(_)));
+        let deleted = match combined.await {
+            // Its root is busy: it still runs.
+            Err(_) | Ok(()) => self.uvm.bridge.call(&self.id, &DeleteContainerState {}, what).await,
+        };
+        self.uvm.bridge.forget_container(self.id.as_str());
+        let rest = self.teardown.run(&self.uvm).await;
+        deleted.map(drop).and(rest)
+    }
+}

@@ -1,0 +1,177 @@
+//! Utility VMs.
+
+mod builder;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use linkspan_protocol::client::CloseReason;
+use linkspan_protocol::message::{Capabilities, ContainerId, DumpStacks, ModifySettings};
+use linkspan_protocol::port;
+use linkspan_protocol::resource::{ModifyType, Resource};
+use tracing::warn;
+
+pub use builder::{Backend, Builder, Machine};
+
+use crate::bridge::Bridge;
+use crate::container::ContainerBuilder;
+use crate::layers::Layers;
+use crate::process::Command;
+use crate::scsi::ScsiSlots;
+use crate::undo::{Step, Undo};
+use crate::vmm::{Accept, Disk, PortListener, ScsiAddress, VmExit, Vmm};
+use crate::{Error, Result};
+
+/// A running utility VM whose guest agent has answered. Cheap to clone.
+///
+/// It ends with [`terminate`](Self::terminate), or when the last clone, container and process
+/// handle of it is dropped.
+#[derive(Clone)]
+pub struct UtilityVm {
+    shared: Arc<Shared>,
+}
+
+/// What everything in a utility VM holds on to.
+pub(crate) struct Shared {
+    name: String,
+    pub(crate) vmm: Arc<dyn Vmm>,
+    pub(crate) bridge: Bridge,
+    slots: Mutex<ScsiSlots>,
+    next_port: AtomicU32,
+}
+
+impl UtilityVm {
+    /// A utility VM to be started, with a name for people.
+    pub fn builder(name: impl Into<String>) -> Builder {
+        Builder::new(name.into())
+    }
+
+    fn new(name: String, vmm: Arc<dyn Vmm>, bridge: Bridge) -> Self {
+        // A machine that ends takes its bridge with it at once, not when a time-out says so.
+        let (watched, closing) = (Arc::clone(&vmm), bridge.downgrade());
+        tokio::spawn(async move {
+            let exit = watched.exited().await;
+            closing.close(CloseReason::Transport(format!("the utility VM ended: {}", exit.reason)));
+        });
+        let slots = Mutex::new(ScsiSlots::default());
+        let next_port = AtomicU32::new(port::FIRST_STDIO);
+        Self { shared: Arc::new(Shared { name, vmm, bridge, slots, next_port }) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// What the guest agent says that it can do.
+    pub fn capabilities(&self) -> Capabilities {
+        self.shared.bridge.capabilities()
+    }
+
+    /// The machine below, for what only that can tell: its console, its description.
+    pub fn vmm(&self) -> &dyn Vmm {
+        &*self.shared.vmm
+    }
+
+    /// A container to be made from layers.
+    pub fn container(&self, id: impl Into<String>, layers: Layers) -> ContainerBuilder {
+        ContainerBuilder::new(Arc::clone(&self.shared), id.into(), layers)
+    }
+
+    /// A process in the utility VM itself, outside of any container. Its environment is exactly
+    /// what it is given.
+    pub fn command(&self, program: impl Into<String>) -> Command<'_> {
+        Command::new(&self.shared, ContainerId::uvm(), program.into())
+    }
+
+    /// What the guest agent is doing, as text.
+    ///
+    /// # Errors
+    /// When the guest is gone or cannot tell.
+    pub async fn dump_stacks(&self) -> Result<String> {
+        let what = || "dump the guest agent's stacks".to_owned();
+        let answer = self.shared.bridge.call(&ContainerId::uvm(), &DumpStacks {}, what).await?;
+        Ok(answer.guest_stacks)
+    }
+
+    /// Waits until the bridge to the guest is gone, and says why.
+    pub async fn closed(&self) -> CloseReason {
+        self.shared.bridge.closed().await
+    }
+
+    /// Waits until the machine has ended, by itself or otherwise.
+    pub async fn exited(&self) -> VmExit {
+        self.shared.vmm.exited().await
+    }
+
+    /// Ends it. Returns when nothing of it is left.
+    pub async fn terminate(&self) {
+        self.shared.vmm.terminate().await;
+        self.shared.bridge.close(CloseReason::Local);
+    }
+}
+
+impl fmt::Debug for UtilityVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UtilityVm").field("name", &self.name).field("vmm", &self.vmm).finish()
+    }
+}
+
+impl Shared {
+    pub(crate) fn slots(&self) -> MutexGuard<'_, ScsiSlots> {
+        self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Puts a disk into a free slot.
+    pub(crate) async fn attach(&self, disk: Disk, undo: &mut Undo) -> Result<ScsiAddress> {
+        let full = || Error::Option {
+            option: "disks",
+            reason: format!("all 256 SCSI slots of {:?} are in use", self.name),
+        };
+        let address = self.slots().take().ok_or_else(full)?;
+        if let Err(error) = self.vmm.attach_disk(address, disk).await {
+            self.slots().free(address);
+            return Err(error);
+        }
+        undo.push(Step::Detach(address));
+        Ok(address)
+    }
+
+    /// Asks the guest to change a resource of the utility VM.
+    pub(crate) async fn modify(
+        &self,
+        modify: ModifyType,
+        resource: impl Into<Resource>,
+        what: impl FnOnce() -> String,
+    ) -> Result<()> {
+        let request = ModifySettings::new(modify, resource.into());
+        self.bridge.call(&ContainerId::uvm(), &request, what).await.map(drop)
+    }
+
+    /// Listens on a fresh port, if a stream is wanted.
+    pub(crate) async fn listen_for_stdio(&self, wanted: bool) -> Result<Option<PortListener>> {
+        if !wanted {
+            return Ok(None);
+        }
+        let port = self.next_port.fetch_add(1, Ordering::Relaxed);
+        self.vmm.listen(port, Accept::Once).await.map(Some)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Whoever can wait calls `terminate`; here it can only be set off.
+        let vmm = Arc::clone(&self.vmm);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move { vmm.terminate().await })),
+            Err(_) => warn!(name = self.name, "dropped outside of a runtime; ended without grace"),
+        }
+    }
+}

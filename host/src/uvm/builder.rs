@@ -1,0 +1,300 @@
+//! How a utility VM is described and started.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use linkspan_protocol::port;
+use tracing::info;
+
+use super::UtilityVm;
+use crate::bridge::Bridge;
+use crate::vmm::loopback::{Loopback, LoopbackOptions};
+use crate::vmm::qemu::{Accel, Qemu, QemuOptions};
+use crate::vmm::{Accept, PortListener, VmExit, Vmm};
+use crate::{Error, Result};
+
+/// What runs the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// A virtual machine under QEMU.
+    #[default]
+    Qemu,
+    /// No machine: the guest agent in namespaces of this kernel. For tests, and where process
+    /// isolation is enough. Takes root.
+    Loopback,
+}
+
+/// A utility VM to be started.
+///
+/// | option | default |
+/// |---|---|
+/// | [`backend`](Self::backend) | QEMU |
+/// | [`image`](Self::image) | none: a kernel and an initrd (QEMU), or an agent (loopback), is needed |
+/// | [`memory_mib`](Self::memory_mib) | 512 |
+/// | [`cpus`](Self::cpus) | 2 |
+/// | [`accel`](Self::accel) | KVM where it works |
+/// | [`boot_timeout`](Self::boot_timeout) | 60 s |
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder {
+    name: String,
+    backend: Backend,
+    kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
+    agent: Option<PathBuf>,
+    memory_mib: u32,
+    cpus: u32,
+    accel: Accel,
+    boot_timeout: Duration,
+    kernel_args: Vec<String>,
+    log_level: Option<String>,
+    qemu: Option<PathBuf>,
+    qemu_args: Vec<OsString>,
+    icount: bool,
+}
+
+impl Builder {
+    pub(super) fn new(name: String) -> Self {
+        Self {
+            name,
+            backend: Backend::Qemu,
+            kernel: None,
+            initrd: None,
+            agent: None,
+            memory_mib: 512,
+            cpus: 2,
+            accel: Accel::Auto,
+            boot_timeout: Duration::from_secs(60),
+            kernel_args: Vec::new(),
+            log_level: None,
+            qemu: None,
+            qemu_args: Vec::new(),
+            icount: false,
+        }
+    }
+
+    /// What runs the machine.
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// A directory with `vmlinux` or `vmlinuz`, `initrd` and `agent`, as the image builder makes
+    /// it. Sets kernel, initrd and agent.
+    pub fn image(mut self, directory: impl AsRef<Path>) -> Self {
+        let directory = directory.as_ref();
+        let vmlinux = directory.join("vmlinux");
+        let kernel = if vmlinux.exists() { vmlinux } else { directory.join("vmlinuz") };
+        self.kernel = Some(kernel);
+        self.initrd = Some(directory.join("initrd"));
+        self.agent = Some(directory.join("agent"));
+        self
+    }
+
+    /// The kernel: a bzImage, or an ELF file with a PVH entry.
+    pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
+        self.kernel = Some(path.into());
+        self
+    }
+
+    /// The initial ramdisk, with the guest agent in it.
+    pub fn initrd(mut self, path: impl Into<PathBuf>) -> Self {
+        self.initrd = Some(path.into());
+        self
+    }
+
+    /// The guest agent's program, for [`Backend::Loopback`].
+    pub fn agent(mut self, path: impl Into<PathBuf>) -> Self {
+        self.agent = Some(path.into());
+        self
+    }
+
+    /// Memory in MiB.
+    pub fn memory_mib(mut self, memory: u32) -> Self {
+        self.memory_mib = memory;
+        self
+    }
+
+    /// Virtual processors.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// How its instructions are run.
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.accel = accel;
+        self
+    }
+
+    /// How long it may take from its start to the guest agent's first answer.
+    pub fn boot_timeout(mut self, timeout: Duration) -> Self {
+        self.boot_timeout = timeout;
+        self
+    }
+
+    /// Adds a word to the kernel's command line.
+    pub fn kernel_arg(mut self, arg: impl Into<String>) -> Self {
+        self.kernel_args.push(arg.into());
+        self
+    }
+
+    /// How much the guest agent logs: `error`, `warning`, `info`, `debug` or `trace`.
+    pub fn log_level(mut self, level: impl Into<String>) -> Self {
+        self.log_level = Some(level.into());
+        self
+    }
+
+    /// The QEMU program, in place of `qemu-system-x86_64` in `PATH`.
+    pub fn qemu(mut self, path: impl Into<PathBuf>) -> Self {
+        self.qemu = Some(path.into());
+        self
+    }
+
+    /// Adds an argument to QEMU's command line.
+    pub fn qemu_arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.qemu_args.push(arg.into());
+        self
+    }
+
+    /// Counts instructions in place of time: one processor, one nanosecond each. For measuring.
+    pub fn count_instructions(mut self) -> Self {
+        self.icount = true;
+        self
+    }
+
+    /// Starts it, and waits for the guest agent.
+    ///
+    /// # Errors
+    /// [`Error::Boot`] when it does not come up, with the phase that it hung in and the end of
+    /// its console; nothing of it is left then.
+    pub async fn start(self) -> Result<UtilityVm> {
+        let (name, timeout) = (self.name.clone(), self.boot_timeout);
+        let vmm = self.start_machine(None).await?;
+        let began = std::time::Instant::now();
+        let connected = async {
+            let mut listener = vmm.listen(port::BRIDGE, Accept::Many).await?;
+            let Some(stream) = listener.accept().await else {
+                return Err(boot_error(&name, &*vmm, "its vsock ended".to_owned()));
+            };
+            Bridge::establish(stream, listener).await
+        };
+        let seconds = timeout.as_secs();
+        let outcome = tokio::select! {
+            outcome = tokio::time::timeout(timeout, connected) => outcome.unwrap_or_else(|_| {
+                Err(boot_error(&name, &*vmm, format!("no answer within {seconds} s")))
+            }),
+            exit = vmm.exited() => Err(boot_error(&name, &*vmm, exit.reason)),
+        };
+        match outcome {
+            Ok(bridge) => {
+                info!(name, vmm = vmm.describe(), took = ?began.elapsed(), "utility VM is up");
+                Ok(UtilityVm::new(name, vmm, bridge))
+            }
+            Err(error) => {
+                vmm.terminate().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts it for somebody else's host: the guest's connection to port `P` arrives at the Unix
+    /// socket `<path>_P`, where that host listens. Nothing waits for the guest agent.
+    ///
+    /// # Errors
+    /// When the machine cannot be started.
+    pub async fn start_exported(self, path: impl Into<PathBuf>) -> Result<Machine> {
+        let name = self.name.clone();
+        let vmm = self.start_machine(Some(path.into())).await?;
+        Ok(Machine { name, vmm })
+    }
+
+    async fn start_machine(self, export: Option<PathBuf>) -> Result<Arc<dyn Vmm>> {
+        let missing = |option, what: &str| Error::Option {
+            option,
+            reason: format!("is missing: {what} (cargo xtask image makes one)"),
+        };
+        let agent_flags: Vec<String> =
+            self.log_level.iter().map(|level| format!("-loglevel={level}")).collect();
+        match self.backend {
+            Backend::Qemu => {
+                let kernel = self.kernel.ok_or_else(|| missing("kernel", "give a kernel"))?;
+                let initrd = self.initrd.ok_or_else(|| missing("initrd", "give an initrd"))?;
+                let mut kernel_args = self.kernel_args;
+                if !agent_flags.is_empty() {
+                    kernel_args.push(format!("linkspan.agent={}", agent_flags.join(",")));
+                }
+                let options = QemuOptions {
+                    name: self.name,
+                    kernel,
+                    initrd,
+                    kernel_arguments: kernel_args,
+                    memory_mib: self.memory_mib,
+                    cpus: self.cpus,
+                    accel: self.accel,
+                    qemu: self.qemu,
+                    export_vsock: export,
+                    icount: self.icount,
+                    guest_cid: 3,
+                    extra_args: self.qemu_args,
+                };
+                Ok(Arc::new(Qemu::start(options).await?))
+            }
+            Backend::Loopback => {
+                let agent =
+                    self.agent.ok_or_else(|| missing("agent", "give the agent's program"))?;
+                let options =
+                    LoopbackOptions { name: self.name, agent, flags: agent_flags, export };
+                Ok(Arc::new(Loopback::start(options).await?))
+            }
+        }
+    }
+}
+
+fn boot_error(name: &str, vmm: &dyn Vmm, reason: String) -> Error {
+    Error::Boot {
+        name: name.to_owned(),
+        reason,
+        phase: vmm.boot_phase(),
+        console: vmm.console_tail(),
+    }
+}
+
+/// A machine whose bridge is somebody else's.
+#[derive(Debug)]
+pub struct Machine {
+    name: String,
+    vmm: Arc<dyn Vmm>,
+}
+
+impl Machine {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The machine: its console, its description, its disks.
+    pub fn vmm(&self) -> &dyn Vmm {
+        &*self.vmm
+    }
+
+    /// Listens on a port that is not exported to the other host yet; see [`Vmm::listen`].
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub async fn listen(&self, port: u32) -> Result<PortListener> {
+        self.vmm.listen(port, Accept::Many).await
+    }
+
+    /// Waits until it has ended.
+    pub async fn exited(&self) -> VmExit {
+        self.vmm.exited().await
+    }
+
+    /// Ends it. Returns when nothing of it is left.
+    pub async fn terminate(&self) {
+        self.vmm.terminate().await;
+    }
+}

@@ -10,6 +10,7 @@ use tracing::info;
 
 use super::UtilityVm;
 use crate::bridge::Bridge;
+use crate::error::Context;
 use crate::vmm::loopback::{Loopback, LoopbackOptions};
 use crate::vmm::qemu::{Accel, Qemu, QemuOptions};
 use crate::vmm::{Accept, PortListener, VmExit, Vmm};
@@ -220,8 +221,13 @@ impl Builder {
             self.log_level.iter().map(|level| format!("-loglevel={level}")).collect();
         match self.backend {
             Backend::Qemu => {
-                let kernel = self.kernel.ok_or_else(|| missing("kernel", "give a kernel"))?;
-                let initrd = self.initrd.ok_or_else(|| missing("initrd", "give an initrd"))?;
+                let absolute = |path: PathBuf| {
+                    std::path::absolute(&path).context(|| format!("find {}", path.display()))
+                };
+                let kernel =
+                    absolute(self.kernel.ok_or_else(|| missing("kernel", "give a kernel"))?)?;
+                let initrd =
+                    absolute(self.initrd.ok_or_else(|| missing("initrd", "give an initrd"))?)?;
                 let mut kernel_args = self.kernel_args;
                 if !agent_flags.is_empty() {
                     kernel_args.push(format!("linkspan.agent={}", agent_flags.join(",")));

@@ -1,0 +1,38 @@
+//! Measures, with the program that does it.
+
+use std::ffi::OsString;
+
+use crate::{
+    image, rootfs,
+    setup::{self, Consent},
+    steps::Steps,
+    test,
+    workspace::Workspace,
+};
+
+/// What is passed on.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// For the benchmark program; `cargo xtask bench -- --help` shows what it knows
+    #[arg(last = true)]
+    args: Vec<OsString>,
+}
+
+/// Sets up, builds what is measured, and measures.
+pub(crate) fn run(
+    workspace: &Workspace,
+    options: &Options,
+    consent: Consent,
+    steps: &mut Steps,
+) -> anyhow::Result<()> {
+    setup::run(setup::EVERYTHING, consent, steps)?;
+    image::run(workspace, &image::Options::default(), steps)?;
+    steps.run("build linkspan", || workspace.build_cli())?;
+    rootfs::run(workspace, steps)?;
+    steps.run("measure", || {
+        test::with_image(workspace, &["run", "--release", "-p", "linkspan-tests", "--bin", "bench"])
+            .args(["--"])
+            .args(&options.args)
+            .run()
+    })
+}

@@ -1,0 +1,29 @@
+//! Everything that a change has to pass.
+
+use crate::{
+    check, fuzz,
+    setup::{self, Consent},
+    steps::Steps,
+    test,
+    workspace::Workspace,
+};
+
+/// Seconds for each fuzz target: enough to notice what every input breaks.
+const FUZZ_SECONDS: u32 = 10;
+
+/// Check, test, and a short fuzz if this machine is ready for it.
+pub(crate) fn run(
+    workspace: &Workspace,
+    consent: Consent,
+    steps: &mut Steps,
+) -> anyhow::Result<()> {
+    setup::run(setup::EVERYTHING, consent, steps)?;
+    check::run(workspace, steps)?;
+    test::run(workspace, &test::Options::default(), consent, steps)?;
+    if fuzz::is_ready() {
+        fuzz::run(workspace, &fuzz::Options::smoke(FUZZ_SECONDS), consent, steps)?;
+    } else {
+        eprintln!("  no fuzzing here: `cargo install cargo-fuzz --locked` gets what does it");
+    }
+    Ok(())
+}

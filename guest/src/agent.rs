@@ -181,6 +181,9 @@ async fn receive(bridge: &Rc<Bridge>, mut read: Pin<Box<dyn AsyncRead>>) -> io::
         while let Some(incoming) = server.poll_request() {
             spawn_local(answer(Rc::clone(bridge), incoming));
         }
+        if server.is_negotiated() {
+            bridge.uvm.note_negotiation();
+        }
         drop(server);
         bridge.outgoing.notify_one();
     }

@@ -1,10 +1,11 @@
 //! What this utility VM holds: containers by id, external processes by pid. Passed around, never
 //! static.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use hyperv_socket::Peer;
 use linkspan_protocol::message::Notification;
@@ -29,6 +30,8 @@ pub(crate) struct Uvm {
     pub(crate) notifications: mpsc::UnboundedSender<Notification>,
     /// True once pid 1 has loaded all modules.
     ready: watch::Receiver<bool>,
+    /// When the first host was answered, since the kernel's start.
+    negotiated: Cell<Option<Duration>>,
     containers: RefCell<HashMap<String, Slot>>,
     external: RefCell<HashMap<u32, Rc<Process>>>,
 }
@@ -53,8 +56,19 @@ impl Uvm {
         notifications: mpsc::UnboundedSender<Notification>,
         ready: watch::Receiver<bool>,
     ) -> Self {
-        let (reaper, containers, external) = Default::default();
-        Self { host, runtime, reaper, disks, cgroup, notifications, ready, containers, external }
+        let (reaper, negotiated, containers, external) = Default::default();
+        Self {
+            host,
+            runtime,
+            reaper,
+            disks,
+            cgroup,
+            notifications,
+            ready,
+            negotiated,
+            containers,
+            external,
+        }
     }
 
     /// Waits until storage can be mounted.
@@ -97,9 +111,20 @@ impl Uvm {
         self.external.borrow_mut().retain(|_, process| !process.is_settled());
     }
 
+    /// Remembers when the first host was answered.
+    pub(crate) fn note_negotiation(&self) {
+        if self.negotiated.get().is_none() {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+            self.negotiated.set(Duration::try_from(now).ok());
+        }
+    }
+
     /// What the agent is doing, as text.
     pub(crate) fn describe(&self) -> String {
         let mut text = format!("linkspan-guest {}\n", env!("CARGO_PKG_VERSION"));
+        if let Some(since) = self.negotiated.get() {
+            text += &format!("negotiated {} us after the kernel's start\n", since.as_micros());
+        }
         let mut containers: Vec<_> = self
             .containers
             .borrow()

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use linkspan_protocol::client::CloseReason;
-use linkspan_protocol::message::{Capabilities, ContainerId, DumpStacks, ModifySettings};
+use linkspan_protocol::message::{
+    Capabilities, ContainerId, DumpStacks, ModifySettings, Procedure,
+};
 use linkspan_protocol::port;
 use linkspan_protocol::resource::{ModifyType, Resource};
 use tracing::warn;
@@ -83,6 +85,19 @@ impl UtilityVm {
     /// what it is given.
     pub fn command(&self, program: impl Into<String>) -> Command<'_> {
         Command::new(&self.shared, ContainerId::uvm(), program.into())
+    }
+
+    /// Any request of the protocol, for what this library has no function for.
+    ///
+    /// # Errors
+    /// When the guest refuses or is gone, or does not answer within five minutes.
+    pub async fn request<P: Procedure>(
+        &self,
+        container: &ContainerId,
+        request: &P,
+    ) -> Result<P::Response> {
+        let what = || request.message_type().to_string();
+        self.shared.bridge.call(container, request, what).await
     }
 
     /// What the guest agent is doing, as text.

@@ -52,12 +52,9 @@ pub(crate) fn read<T: DeserializeOwned>(value: &Value) -> Result<T, DecodeError>
         let source = serde_json::Error::custom("is not a JSON object");
         return Err(DecodeError::Shape { path: ".".to_owned(), source });
     }
-    // The path costs work at every level, so it is only asked for once there is an error.
-    T::deserialize(value).or_else(|_| {
-        serde_path_to_error::deserialize(value).map_err(|error| DecodeError::Shape {
-            path: error.path().to_string(),
-            source: error.into_inner(),
-        })
+    serde_path_to_error::deserialize(value).map_err(|error| DecodeError::Shape {
+        path: error.path().to_string(),
+        source: error.into_inner(),
     })
 }
 

@@ -1,1 +1,31 @@
-//! Scenario tests on real utility VMs and on the loopback backend.
+//! What scenario tests stand on: shared utility VMs, containers at hand, a host and a guest that
+//! speak the bridge by hand.
+//!
+//! Every scenario is run on both backends; see [`on_both_backends!`]. Booting takes seconds, so
+//! scenarios share one utility VM per backend unless they are about the machine itself.
+//!
+//! | module      | what it holds                                                      |
+//! |-------------|--------------------------------------------------------------------|
+//! | `places`    | image, root file system and CLI: from the environment, or `target` |
+//! | `machine`   | how a machine is described; the image with a shell in its root     |
+//! | `scenario`  | the macro, the one runtime, the shared utility VMs                 |
+//! | `sandbox`   | a running container for a scenario                                 |
+//! | `raw`       | a host of bare frames, which can say what no library would         |
+//! | `remains`   | what a machine leaves on this host, from outside                   |
+//! | `guest`     | what is in a guest: mounts, cgroups, processes, descriptors        |
+
+mod guest;
+mod machine;
+mod places;
+pub mod raw;
+mod remains;
+mod sandbox;
+mod scenario;
+
+pub use guest::GuestState;
+pub use machine::{agent, layer_image, machine};
+pub use places::{cli, image, rootfs};
+pub use remains::{Remains, pid_in};
+pub use linkspan_host::Backend;
+pub use sandbox::{Sandbox, unique};
+pub use scenario::{Vm, block_on, shared};

@@ -81,6 +81,7 @@ impl Loopback {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
+            .process_group(0) // a terminal's Ctrl-C is for us to handle
             .spawn()
             .context(|| format!("run {}", agent.display()))?;
         // From here on the directory is the child's to remove.

@@ -82,7 +82,7 @@ impl Qemu {
         Ok(Self::launch(options).await?)
     }
 
-    async fn launch(options: QemuOptions) -> std::result::Result<Self, QemuError> {
+    async fn launch(mut options: QemuOptions) -> std::result::Result<Self, QemuError> {
         options.check()?;
         let program = options.program()?;
         let accelerator = options.accelerator(&program).await?;
@@ -150,7 +150,16 @@ impl Qemu {
                 exit_sender.send_replace(Some(exit));
             }
         });
-        Ok(Self { description, process, disks: Disks::new(qmp.clone()), qmp, console, vsock, told, exit })
+        Ok(Self {
+            description,
+            process,
+            disks: Disks::new(qmp.clone()),
+            qmp,
+            console,
+            vsock,
+            told,
+            exit,
+        })
     }
 
     /// All of the console that is kept (256 KiB), with control characters made harmless.
@@ -238,7 +247,8 @@ async fn why_not(process: &Process, error: qmp::QmpError) -> QemuError {
 
 /// How a machine ended, from what is known of it. `reason` is the monitor's.
 fn judge(status: ExitStatus, reason: Option<&str>, told: bool, console: &str) -> VmExit {
-    let panic = || console.lines().rev().find_map(|line| line.find("Kernel panic").map(|at| &line[at..]));
+    let panic =
+        || console.lines().rev().find_map(|line| line.find("Kernel panic").map(|at| &line[at..]));
     let (clean, text) = match reason {
         _ if told => (true, "it was told to end".to_owned()),
         Some("guest-shutdown") => (true, "the guest powered off".into()),

@@ -29,9 +29,15 @@ pub(crate) fn run(
     image::run(workspace, &image::Options::default(), steps)?;
     steps.run("build linkspan", || workspace.build_cli())?;
     rootfs::run(workspace, steps)?;
+    steps.run("build the floor", || {
+        image::static_build(workspace)
+            .args(["-p", "linkspan-bench", "--bin", "floor", "--release"])
+            .run()
+    })?;
     steps.run("measure", || {
-        test::with_image(workspace, &["run", "--release", "-p", "linkspan-tests", "--bin", "bench"])
-            .args(["--"])
+        let program = ["run", "--release", "-p", "linkspan-bench", "--bin", "linkspan-bench", "--"];
+        test::with_image(workspace, &program)
+            .env("LINKSPAN_FLOOR", workspace.floor())
             .args(&options.args)
             .run()
     })

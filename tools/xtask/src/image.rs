@@ -9,7 +9,7 @@ use crate::{
     progress::Progress,
     stamp::Stamp,
     steps::Steps,
-    workspace::{GUEST_TARGET, Workspace},
+    workspace::{GUEST_TARGET, Program, Workspace},
 };
 
 /// What goes into the image.
@@ -38,19 +38,24 @@ pub(crate) fn run(
 }
 
 fn build_agent(workspace: &Workspace) -> anyhow::Result<()> {
-    // Set for the target alone, so that build scripts and macros stay dynamic. Cargo would prefer
-    // the two general variables to it.
-    workspace
-        .cargo(["build", "-p", "linkspan-guest", "--bin", "linkspan-guest"])
-        .args(["--profile", "guest", "--target", GUEST_TARGET])
-        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", AGENT_RUSTFLAGS)
-        .without_env("RUSTFLAGS")
-        .without_env("CARGO_ENCODED_RUSTFLAGS")
+    static_build(workspace)
+        .args(["-p", "linkspan-guest", "--bin", "linkspan-guest", "--profile", "guest"])
         .run()
 }
 
-/// At a fixed address, the agent needs no relocations: it is smaller and starts sooner.
-const AGENT_RUSTFLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
+/// A build of what runs in the guest: static, and for a target of its own.
+pub(crate) fn static_build(workspace: &Workspace) -> Program {
+    // Set for the target alone, so that build scripts and macros stay dynamic. Cargo would prefer
+    // the two general variables to it.
+    workspace
+        .cargo(["build", "--target", GUEST_TARGET])
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", STATIC_RUSTFLAGS)
+        .without_env("RUSTFLAGS")
+        .without_env("CARGO_ENCODED_RUSTFLAGS")
+}
+
+/// At a fixed address, a program needs no relocations: it is smaller and starts sooner.
+const STATIC_RUSTFLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
 
 fn fetch_kernel() -> anyhow::Result<std::path::PathBuf> {
     let cache = PackageCache::for_user()?;

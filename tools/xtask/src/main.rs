@@ -69,7 +69,11 @@ fn run(arguments: &Arguments, steps: &mut Steps) -> anyhow::Result<()> {
     let workspace = Workspace::find()?;
     let consent = Consent::new(arguments.yes);
     match &arguments.verb {
-        Verb::Setup => setup::run(setup::EVERYTHING, consent, steps),
+        Verb::Setup => {
+            setup::run(setup::EVERYTHING, consent, steps)?;
+            eprintln!("Everything is there.");
+            Ok(())
+        }
         Verb::Demo(options) => demo::run(&workspace, options, consent, steps),
         Verb::Image(options) => {
             setup::run(setup::IMAGE, consent, steps)?;

@@ -62,6 +62,11 @@ impl Workspace {
         self.target.join(GUEST_TARGET).join("guest/linkspan-guest")
     }
 
+    /// The least that can answer a host, once it is built.
+    pub(crate) fn floor(&self) -> PathBuf {
+        self.target.join(GUEST_TARGET).join("release/floor")
+    }
+
     /// The command-line tool, once it is built.
     pub(crate) fn cli(&self) -> PathBuf {
         self.target.join("release/linkspan")
@@ -182,7 +187,7 @@ fn quoted(text: &OsStr) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// The arguments that were given after `--`, for showing that there were some.
+/// Whether arguments for cargo choose a package.
 pub(crate) fn names_package(args: &[OsString]) -> bool {
     args.iter().take_while(|arg| *arg != "--").any(|arg| {
         let arg = arg.to_string_lossy();

@@ -175,7 +175,8 @@ mod tests {
     }
 
     fn line(machine: &Machine<'_>) -> String {
-        let words: Vec<_> = machine.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
+        let words: Vec<_> =
+            machine.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
         words.join(" ")
     }
 
@@ -207,7 +208,9 @@ mod tests {
         assert!(tcg.contains("-accel tcg,thread=multi,tb-size=256 -cpu max,erms=off,fsrm=off "));
         let counted = Machine { icount: true, cpus: 1, ..machine(Accelerator::Tcg, user) };
         let counted = line(&counted);
-        assert!(counted.contains("tcg,thread=single") && counted.contains("-icount shift=0,sleep=off"));
+        assert!(
+            counted.contains("tcg,thread=single") && counted.contains("-icount shift=0,sleep=off")
+        );
     }
 
     #[test]
@@ -232,7 +235,9 @@ mod tests {
         assert!(tcg.contains(&"no_timer_check".into()));
         assert_eq!(tcg.last(), Some(&extra[0]));
         let kvm = kernel_arguments(Accelerator::Kvm, &extra).unwrap();
-        assert!(!kvm.iter().any(|argument| argument.starts_with("tsc") || argument.contains("timer")));
+        assert!(
+            !kvm.iter().any(|argument| argument.starts_with("tsc") || argument.contains("timer"))
+        );
     }
 
     #[test]

@@ -145,11 +145,18 @@ impl Console {
         last_lines(&self.text(), TAIL_LINES).to_owned()
     }
 
-    /// Waits for the first byte; whether one came.
-    pub(super) async fn spoke(&self) -> bool {
+    /// Waits until the kept text contains `words`; whether it came to that.
+    pub(super) async fn says(&self, words: &str) -> bool {
         let mut progress = self.progress.clone();
-        let result = progress.wait_for(|(count, open)| *count > 0 || !open).await;
-        result.is_ok_and(|progress| progress.0 > 0)
+        loop {
+            let open = progress.borrow_and_update().1;
+            if self.text().contains(words) {
+                return true;
+            }
+            if !open || progress.changed().await.is_err() {
+                return false;
+            }
+        }
     }
 
     /// Waits until there will be nothing more.
@@ -194,9 +201,8 @@ impl ConsoleFollower {
             if !open {
                 return None;
             }
-            if self.progress.changed().await.is_err() {
-                return None;
-            }
+            // An error means that there will be nothing more, and the next look is the last.
+            let _ = self.progress.changed().await;
         }
     }
 }
@@ -239,7 +245,8 @@ pub(super) fn harmless(bytes: &[u8]) -> String {
             '\x7f' => out.push_str("^?"),
             // C1 controls, and what changes the direction of text.
             '\u{80}'..='\u{9f}'
-            | '\u{200e}' | '\u{200f}'
+            | '\u{200e}'
+            | '\u{200f}'
             | '\u{202a}'..='\u{202e}'
             | '\u{2066}'..='\u{2069}' => out.push(char::REPLACEMENT_CHARACTER),
             _ => out.push(c),

@@ -7,18 +7,20 @@
 //! | `device_add` of a `scsi-hd`  | `device_del`, then DEVICE_DELETED   |
 //!
 //! Detaching is the same table from the bottom up. Both run to their end even if the caller stops
-//! waiting, one at a time.
+//! waiting. QEMU frees a device some 50 ms after it is told to, so detaching several disks at once
+//! takes no longer than one.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{OFlags, fcntl_getfl};
 use serde_json::json;
-use tokio::sync::{Mutex, broadcast};
+use tokio::sync::broadcast;
 use tokio::time::timeout;
 
 use super::arguments::CONTROLLERS;
@@ -35,62 +37,84 @@ const SECTOR: u64 = 512;
 /// How long QEMU may take to let go of a device.
 const UNPLUG_TIME: Duration = Duration::from_secs(10);
 
+/// What is at an address that is not free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    /// On its way in or out.
+    Moving,
+    Attached,
+}
+
 /// The disks of one machine.
 #[derive(Debug, Clone)]
 pub(super) struct Disks {
     qmp: Qmp,
-    attached: Arc<Mutex<HashSet<ScsiAddress>>>,
+    slots: Arc<Mutex<HashMap<ScsiAddress, Slot>>>,
 }
 
 impl Disks {
     pub(super) fn new(qmp: Qmp) -> Self {
-        Self { qmp, attached: Arc::default() }
+        Self { qmp, slots: Arc::default() }
     }
 
     pub(super) async fn attach(&self, address: ScsiAddress, disk: Disk) -> Result<(), QemuError> {
         let plan = Plan::new(address, disk)?;
-        let Self { qmp, attached } = self.clone();
+        match self.slots().entry(address) {
+            Entry::Occupied(slot) => return Err(occupied(address, *slot.get())),
+            Entry::Vacant(free) => free.insert(Slot::Moving),
+        };
+        let this = self.clone();
         to_the_end(address, "attach", async move {
-            let mut attached = attached.lock().await;
-            if attached.contains(&address) {
-                let problem = "there is a disk already".into();
-                return Err(QemuError::Disk { address, problem });
-            }
-            plan.attach(&qmp).await.map_err(failed("attach", address))?;
-            attached.insert(address);
-            Ok(())
+            let result = plan.attach(&this.qmp).await;
+            match result {
+                Ok(()) => this.slots().insert(address, Slot::Attached),
+                Err(_) => this.slots().remove(&address),
+            };
+            result
         })
         .await
     }
 
     pub(super) async fn detach(&self, address: ScsiAddress) -> Result<(), QemuError> {
-        let Self { qmp, attached } = self.clone();
+        match self.slots().get_mut(&address) {
+            None => return Err(QemuError::NoDisk(address)),
+            Some(slot @ Slot::Attached) => *slot = Slot::Moving,
+            Some(slot @ Slot::Moving) => return Err(occupied(address, *slot)),
+        }
+        let this = self.clone();
         to_the_end(address, "detach", async move {
-            let mut attached = attached.lock().await;
-            if !attached.contains(&address) {
-                return Err(QemuError::NoDisk(address));
-            }
-            detach(&qmp, address).await.map_err(failed("detach", address))?;
-            attached.remove(&address);
-            Ok(())
+            let result = detach(&this.qmp, address).await;
+            match result {
+                Ok(()) => this.slots().remove(&address),
+                Err(_) => this.slots().insert(address, Slot::Attached),
+            };
+            result
         })
         .await
     }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<ScsiAddress, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn failed(verb: &'static str, address: ScsiAddress) -> impl Fn(QmpError) -> QemuError {
-    move |source| QemuError::DiskCommand { verb, address, source }
+fn occupied(address: ScsiAddress, slot: Slot) -> QemuError {
+    let problem = match slot {
+        Slot::Attached => "there is a disk already",
+        Slot::Moving => "a disk is on its way in or out there",
+    };
+    QemuError::Disk { address, problem: problem.into() }
 }
 
 /// Runs `work` whether or not the caller goes on waiting.
 async fn to_the_end(
     address: ScsiAddress,
     verb: &'static str,
-    work: impl Future<Output = Result<(), QemuError>> + Send + 'static,
+    work: impl Future<Output = Result<(), QmpError>> + Send + 'static,
 ) -> Result<(), QemuError> {
     // It does not panic and nobody aborts it: only a runtime that shuts down ends it early.
-    let ended = tokio::spawn(work).await;
-    ended.unwrap_or(Err(QemuError::DiskCommand { verb, address, source: QmpError::Closed }))
+    let ended = tokio::spawn(work).await.unwrap_or(Err(QmpError::Closed));
+    ended.map_err(|source| QemuError::DiskCommand { verb, address, source })
 }
 
 /// What a disk is to QEMU.
@@ -210,7 +234,9 @@ async fn detach(qmp: &Qmp, address: ScsiAddress) -> Result<(), QmpError> {
         qmp.ended().await;
         Err(QmpError::Closed)
     };
-    let either = async { tokio::select! { gone = gone => gone, ended = ended => ended } };
+    let either = async {
+        tokio::select! { gone = gone => gone, ended = ended => ended }
+    };
     match timeout(UNPLUG_TIME, either).await {
         Ok(result) => result?,
         Err(_) => return Err(QmpError::TimedOut("device_del".into())),

@@ -46,7 +46,9 @@ pub enum QemuError {
     #[error("count instructions with {0}: icount needs one processor and no KVM")]
     Icount(&'static str),
     /// A kernel argument would break out of its place.
-    #[error("pass the kernel argument {0:?}: it may not contain spaces outside quotes, or control characters")]
+    #[error(
+        "pass the kernel argument {0:?}: it may not contain spaces outside quotes, or control characters"
+    )]
     KernelArgument(String),
     /// KVM was asked for and the device does not open.
     #[error(
@@ -95,7 +97,7 @@ pub enum QemuError {
         /// The end of what it wrote on standard error.
         stderr: String,
     },
-    /// A disk that cannot be attached as it is.
+    /// A disk that cannot be attached as it is, or an address that is not free.
     #[error("attach a disk at {address}: {problem}")]
     Disk {
         /// Where it was to go.

@@ -1,9 +1,10 @@
 //! Whether KVM works, which is more than that its device opens.
 //!
 //! There are hosts, mostly virtual ones, where KVM takes a guest and then never gets its kernel
-//! anywhere. So the kernel at hand is booted once without an initrd, all the way: it has to speak
-//! soon, and to end in the panic of a kernel that has no root file system. What comes out is
-//! remembered until the host reboots, or the kernel or QEMU changes.
+//! anywhere. So the kernel at hand is booted once without an initrd, all the way: it has to say its
+//! version soon (its loader, in real mode, gets that far even where KVM is broken), and to end in
+//! the panic of a kernel that has no root file system. What comes out is remembered until the host
+//! reboots, or the kernel or QEMU changes.
 
 mod cache;
 
@@ -23,8 +24,14 @@ use super::process::{self, Process};
 
 const DEVICE: &str = "/dev/kvm";
 
-/// How long a kernel may take to say its first word. With working KVM it takes 0.1 to 0.3 s.
-const FIRST_WORD: Duration = Duration::from_secs(3);
+/// What a kernel says first.
+const FIRST_WORDS: &str = "Linux version";
+
+/// What it says last, without a root file system.
+const LAST_WORDS: &str = "Kernel panic";
+
+/// How long a kernel may take to its first words. With working KVM it takes parts of a second.
+const SPEAKING: Duration = Duration::from_secs(3);
 
 /// How long it may take to run to its end. With working KVM it takes 1 s.
 const WHOLE_BOOT: Duration = Duration::from_secs(12);
@@ -51,25 +58,26 @@ pub(super) async fn verdict(qemu: &Path, kernel: &Path) -> Result<Verdict, QemuE
     {
         return Ok(verdict);
     }
-    let verdict = probe(qemu, kernel, Accelerator::Kvm, FIRST_WORD, WHOLE_BOOT).await?;
-    if let (Some(cache), Some(key)) = (&cache, &key) {
+    let (verdict, conclusive) = probe(qemu, kernel, Accelerator::Kvm, SPEAKING, WHOLE_BOOT).await?;
+    if let (Some(cache), Some(key), true) = (&cache, &key, conclusive) {
         cache.put(key, &verdict);
     }
     Ok(verdict)
 }
 
-/// Boots `kernel` without an initrd.
+/// Boots `kernel` without an initrd. The flag says whether the verdict will hold: a QEMU that does
+/// not even start may do so the next time.
 async fn probe(
     qemu: &Path,
     kernel: &Path,
     accelerator: Accelerator,
-    first_word: Duration,
+    speaking: Duration,
     whole_boot: Duration,
-) -> Result<Verdict, QemuError> {
+) -> Result<(Verdict, bool), QemuError> {
     let start = Instant::now();
-    let pair = UnixStream::pair().map_err(QemuError::create("console"))?;
-    let (ours, theirs) = pair;
-    let arguments = ["earlyprintk=ttyS0", "console=ttyS0", "panic=-1", "random.trust_cpu=on"];
+    let (ours, theirs) = UnixStream::pair().map_err(QemuError::create("console"))?;
+    let arguments =
+        ["edd=off", "earlyprintk=ttyS0", "console=ttyS0", "panic=-1", "random.trust_cpu=on"];
     let machine = Machine {
         name: "linkspan-kvm-probe",
         kernel,
@@ -88,35 +96,31 @@ async fn probe(
     let console = Console::new(ours).map_err(QemuError::create("console"))?;
     let process = Process::spawn(PathBuf::from(qemu), arguments, vec![theirs.into()]).await?;
 
-    let spoke = timeout(first_word, console.spoke()).await == Ok(true);
-    let ended = match spoke {
-        true => timeout(whole_boot.saturating_sub(start.elapsed()), process.ended()).await.ok(),
-        false => None,
+    let spoke = timeout(speaking, console.says(FIRST_WORDS)).await;
+    let patience = match spoke {
+        Ok(true) => whole_boot.saturating_sub(start.elapsed()),
+        Ok(false) => Duration::from_secs(1), // it has closed its console: it is ending
+        Err(_) => Duration::ZERO,
     };
-    let status = match ended {
-        Some(status) => status,
-        None => {
-            // What has not ended is stuck; what ends now by itself has failed to start.
-            let early = timeout(Duration::ZERO, process.ended()).await.ok();
-            process.kill();
-            let status = process.ended().await;
-            early.unwrap_or(status)
-        }
-    };
+    if timeout(patience, process.ended()).await.is_err() {
+        process.kill();
+    }
+    let status = process.ended().await;
     let _ = timeout(Duration::from_secs(1), console.ended()).await;
     let millis = start.elapsed().as_millis();
-    let verdict = |works, reason| Ok(Verdict { works, reason });
-    if console.text().contains("Kernel panic") {
+    let verdict = |works, reason| Ok((Verdict { works, reason }, true));
+    if console.text().contains(LAST_WORDS) {
         return verdict(true, format!("the kernel ran to its end in {millis} ms"));
     }
-    if spoke {
+    if spoke == Ok(true) {
         return verdict(false, format!("the kernel began to boot and got stuck ({millis} ms)"));
     }
-    if status.success() || status.code().is_some() {
+    if status.code().is_some() {
         let stderr = process.stderr().await;
-        return verdict(false, format!("{}: {stderr}", process::describe(status)));
+        let reason = format!("{}: {stderr}", process::describe(status));
+        return Ok((Verdict { works: false, reason }, false));
     }
-    let seconds = first_word.as_secs();
+    let seconds = speaking.as_secs();
     verdict(false, format!("/dev/kvm opens, but the kernel said nothing within {seconds} s"))
 }
 

@@ -53,7 +53,11 @@ pub struct QemuOptions {
 
 impl QemuOptions {
     /// One processor, 512 MiB, and KVM if it works.
-    pub fn new(name: impl Into<String>, kernel: impl Into<PathBuf>, initrd: impl Into<PathBuf>) -> Self {
+    pub fn new(
+        name: impl Into<String>,
+        kernel: impl Into<PathBuf>,
+        initrd: impl Into<PathBuf>,
+    ) -> Self {
         Self {
             name: name.into(),
             kernel: kernel.into(),
@@ -70,8 +74,9 @@ impl QemuOptions {
         }
     }
 
-    /// Finds what is wrong without starting anything.
-    pub(super) fn check(&self) -> Result<(), QemuError> {
+    /// Finds what is wrong without starting anything, and makes paths absolute: QEMU runs in
+    /// another directory.
+    pub(super) fn check(&mut self) -> Result<(), QemuError> {
         if !(64..=1 << 20).contains(&self.memory_mib) {
             return Err(QemuError::Memory(self.memory_mib));
         }
@@ -84,8 +89,8 @@ impl QemuOptions {
         if self.icount && self.accel == Accel::Kvm {
             return Err(QemuError::Icount("KVM"));
         }
-        readable("kernel", &self.kernel)?;
-        readable("initrd", &self.initrd)
+        readable("kernel", &mut self.kernel)?;
+        readable("initrd", &mut self.initrd)
     }
 
     /// The QEMU to run.
@@ -94,7 +99,6 @@ impl QemuOptions {
             let path = std::env::var_os("PATH").unwrap_or_default();
             return find_in(&path).ok_or(QemuError::NoQemu);
         };
-        // QEMU is started in another directory.
         std::path::absolute(path).map_err(|source| QemuError::Run { path: path.clone(), source })
     }
 
@@ -127,13 +131,15 @@ impl QemuOptions {
     }
 }
 
-fn readable(what: &'static str, path: &Path) -> Result<(), QemuError> {
-    let failed = |source| QemuError::BootFile { what, path: path.to_owned(), source };
-    let metadata = File::open(path).and_then(|file| file.metadata()).map_err(failed)?;
-    match metadata.is_dir() {
-        true => Err(failed(io::ErrorKind::IsADirectory.into())),
-        false => Ok(()),
-    }
+fn readable(what: &'static str, path: &mut PathBuf) -> Result<(), QemuError> {
+    let found = File::open(&path).and_then(|file| {
+        if file.metadata()?.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        std::path::absolute(&path)
+    });
+    *path = found.map_err(|source| QemuError::BootFile { what, path: path.clone(), source })?;
+    Ok(())
 }
 
 /// QEMU in a search path.
@@ -166,7 +172,7 @@ mod tests {
     }
 
     fn message(options: &QemuOptions) -> String {
-        options.check().unwrap_err().to_string()
+        options.clone().check().unwrap_err().to_string()
     }
 
     #[test]
@@ -175,10 +181,13 @@ mod tests {
         let file = base.path().join("file");
         std::fs::write(&file, "").unwrap();
         let good = QemuOptions::new("vm", &file, &file);
-        good.check().unwrap();
+        good.clone().check().unwrap();
         for memory_mib in [0, 63, (1 << 20) + 1] {
             let text = message(&QemuOptions { memory_mib, ..good.clone() });
-            assert!(text.contains(&format!("{memory_mib} MiB")) && text.contains("1048576"), "{text}");
+            assert!(
+                text.contains(&format!("{memory_mib} MiB")) && text.contains("1048576"),
+                "{text}"
+            );
         }
         for cpus in [0, 256] {
             let text = message(&QemuOptions { cpus, ..good.clone() });

@@ -184,11 +184,7 @@ fn start(
     }
 }
 
-async fn keep_tail(
-    mut pipe: pipe::Receiver,
-    kept: Arc<Mutex<Vec<u8>>>,
-    done: watch::Sender<bool>,
-) {
+async fn keep_tail(mut pipe: pipe::Receiver, kept: Arc<Mutex<Vec<u8>>>, done: watch::Sender<bool>) {
     let mut buffer = vec![0; 4096];
     while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
         let bytes = &buffer[..count];

@@ -63,7 +63,10 @@ impl Event {
 pub(super) enum Message {
     Greeting,
     /// The outcome of the command with this id; an error is QEMU's text.
-    Answer { id: Option<u64>, outcome: Result<Value, String> },
+    Answer {
+        id: Option<u64>,
+        outcome: Result<Value, String>,
+    },
     Event(Event),
 }
 
@@ -187,7 +190,9 @@ mod tests {
 
     #[test]
     fn what_is_not_the_protocol_is_an_error_and_not_a_panic() {
-        for line in ["null\n", "[]\n", "{}\n", "{\"error\": 1}\n", "\u{1b}[31m\n", "{\"event\": 7}\n"] {
+        for line in
+            ["null\n", "[]\n", "{}\n", "{\"error\": 1}\n", "\u{1b}[31m\n", "{\"event\": 7}\n"]
+        {
             let mut decoder = Decoder::default();
             decoder.push(line.as_bytes());
             assert!(matches!(decoder.next_message(), Err(QmpError::Malformed(_))), "{line:?}");

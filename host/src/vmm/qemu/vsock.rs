@@ -29,7 +29,9 @@ impl Vsock {
     /// The kernel's device if this host has it and it is free, and nobody wants an export; else
     /// ours.
     pub(super) fn new(guest_cid: u64, export: Option<PathBuf>) -> Result<Self, QemuError> {
-        if export.is_none() && let Some(kernel) = KernelVsock::open_if_free() {
+        if export.is_none()
+            && let Some(kernel) = KernelVsock::open_if_free()
+        {
             return Ok(Self::Kernel(kernel));
         }
         UserVsock::new(guest_cid, export).map(Self::User)
@@ -131,7 +133,9 @@ struct Stop {
 
 impl Drop for Stop {
     fn drop(&mut self) {
-        if self.open.load(Ordering::Acquire) && let Some(device) = self.device.upgrade() {
+        if self.open.load(Ordering::Acquire)
+            && let Some(device) = self.device.upgrade()
+        {
             self.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.port);
             device.unlisten(self.port);
         }

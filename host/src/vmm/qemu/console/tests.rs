@@ -76,7 +76,7 @@ async fn a_follower_reads_all_up_to_the_end() {
     let console = Console::new(ours).unwrap();
     let mut follower = console.follow();
     theirs.write_all("one\r\nzw\u{f6}".as_bytes()).unwrap();
-    assert!(console.spoke().await);
+    assert!(console.says("one").await);
     let mut text = follower.next().await.unwrap();
     theirs.write_all(b"lf\r").unwrap();
     drop(theirs);
@@ -89,10 +89,10 @@ async fn a_follower_reads_all_up_to_the_end() {
 }
 
 #[tokio::test]
-async fn a_console_that_ends_silently_has_not_spoken() {
+async fn a_console_that_ends_does_not_say_more() {
     let (ours, theirs) = StdUnixStream::pair().unwrap();
     let console = Console::new(ours).unwrap();
     drop(theirs);
-    assert!(!console.spoke().await);
+    assert!(!console.says("x").await);
     assert_eq!(console.phase(), Phase::Started);
 }

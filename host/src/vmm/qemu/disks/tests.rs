@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use serde_json::Value;

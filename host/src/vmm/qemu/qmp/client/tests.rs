@@ -65,7 +65,8 @@ async fn a_caller_that_goes_away_leaves_the_monitor_in_step() {
         fake.greet().await;
         for _ in 0..2 {
             let command = fake.hear().await;
-            fake.say(&json!({ "return": command["execute"], "id": command["id"] }).to_string()).await;
+            fake.say(&json!({ "return": command["execute"], "id": command["id"] }).to_string())
+                .await;
         }
     };
     let (answer, ()) = tokio::join!(qmp.run("here", Value::Null), server);

@@ -1,0 +1,212 @@
+//! `linkspan run`: a container, in a utility VM of its own or in one that runs.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, value_parser};
+use linkspan_host::{Layers, UtilityVm};
+use serde_json::json;
+use tracing::warn;
+
+use crate::attend::{Local, attend, streams, take_orders};
+use crate::control::{NewContainer, Request};
+use crate::error::{Context, Error};
+use crate::options::{Global, Process, ProcessOptions, VmOptions, absolute};
+use crate::progress::Progress;
+use crate::registry::Registry;
+use crate::signals::Signals;
+use crate::{client, container_id, output};
+
+/// How long the removal of a container may take before the utility VM goes with it in it.
+const REMOVAL: Duration = Duration::from_secs(10);
+
+/// Run a command in a container
+///
+/// Boots a utility VM, puts a container into it, runs CMD there and takes all of it down again.
+/// stdout and stderr are relayed apart, stdin with -i; signals are passed on. A second Ctrl-C
+/// within two seconds kills, a further one gives up.
+///
+/// ROOTFS is a directory, a tar archive (plain, gzip, zstd, xz), or an ext4 image with or without a
+/// VHD footer. It is not changed: what the container writes goes with it.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Exit code: CMD's; 128 + n if signal n ended it; 125 if linkspan failed, 126 if CMD cannot be
+run, 127 if there is no CMD.
+
+Examples:
+  linkspan run rootfs.tar.gz -- cat /etc/os-release
+  linkspan run -it --memory-mib 1024 ./rootfs sh
+  tar c src | linkspan run -i rootfs.ext4 -- tar t
+  linkspan run --uvm dev -d --name web ./rootfs -- httpd -f")]
+pub(crate) struct Run {
+    #[command(flatten)]
+    vm: VmOptions,
+    #[command(flatten)]
+    process: ProcessOptions,
+    /// The container's id; made up unless given
+    #[arg(long, value_name = "ID", help_heading = "Container")]
+    name: Option<String>,
+    /// The container's host name; its id unless given
+    #[arg(long, value_name = "NAME", help_heading = "Container")]
+    hostname: Option<String>,
+    /// Size of the disk that takes what the container writes, in MiB
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..), help_heading = "Container")]
+    scratch_mib: Option<u64>,
+    /// Run it in this named utility VM, whose options then are its own
+    #[arg(long, value_name = "NAME", help_heading = "Container", conflicts_with_all = [
+        "memory_mib", "cpus", "accel", "vmm", "boot_timeout", "log_level", "kernel_arg", "qemu_arg",
+    ])]
+    uvm: Option<String>,
+    /// Leave it running, print its id; see `linkspan logs`, `linkspan wait`
+    #[arg(
+        short,
+        long,
+        requires = "uvm",
+        conflicts_with = "interactive",
+        help_heading = "Container"
+    )]
+    detach: bool,
+    /// With --detach: remove it when it has ended
+    #[arg(long, requires = "detach", help_heading = "Container")]
+    rm: bool,
+    /// Directory, archive or image
+    rootfs: PathBuf,
+    /// Program and arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+impl Run {
+    pub(crate) async fn run(self, global: &Global) -> Result<u32, Error> {
+        let process = self.process.process(&self.command)?;
+        check_rootfs(&self.rootfs)?;
+        if self.hostname.as_deref() == Some("") {
+            return Err(Error::input("--hostname", "is empty"));
+        }
+        let mut signals = Signals::take_over()?;
+        match self.uvm.clone() {
+            Some(uvm) => self.in_named(&uvm, process, global, &mut signals).await,
+            None => self.in_own(process, global, &mut signals).await,
+        }
+    }
+
+    async fn in_own(
+        self,
+        process: Process,
+        global: &Global,
+        signals: &mut Signals,
+    ) -> Result<u32, Error> {
+        let progress = Progress::new(global);
+        let vm = self.vm.resolve()?;
+        let id = self.name.unwrap_or_else(container_id::random);
+        let mut layers = Layers::of(self.rootfs);
+        if let Some(size) = self.scratch_mib {
+            layers = layers.scratch_mib(size);
+        }
+        let container = Plan { id, layers, hostname: self.hostname, process };
+        let booting = progress.spinner("booting the utility VM");
+        let uvm = signals.interrupt(vm.builder(&container.id).start()).await?;
+        drop(booting);
+        let outcome = container.run(&uvm, progress, signals).await;
+        // Whoever does not want to wait may go: the machine ends with this process.
+        tokio::select! {
+            () = uvm.terminate() => {}
+            signal = signals.ending() => warn!(signal, "left while the utility VM was ending"),
+        }
+        outcome
+    }
+
+    async fn in_named(
+        self,
+        uvm: &str,
+        process: Process,
+        global: &Global,
+        signals: &mut Signals,
+    ) -> Result<u32, Error> {
+        let place = Registry::open()?.find(Some(uvm))?;
+        let local = Local { terminal: process.terminal.is_some(), stdin: process.stdin };
+        let request = Request::Run(NewContainer {
+            id: self.name,
+            rootfs: absolute(self.rootfs)?,
+            process,
+            hostname: self.hostname,
+            scratch_mib: self.scratch_mib,
+            detach: self.detach,
+            remove: self.rm,
+        });
+        let progress = Progress::new(global);
+        let started = signals.interrupt(client::start(&place, &request, progress)).await?;
+        if !self.detach {
+            return started.attend(local, signals).await;
+        }
+        match global.json {
+            true => {
+                output::json(&json!({ "id": started.container, "pid": started.pid, "uvm": uvm }))?
+            }
+            false => output::line(&started.container)?,
+        }
+        Ok(0)
+    }
+}
+
+/// The container of a utility VM of its own.
+struct Plan {
+    id: String,
+    layers: Layers,
+    hostname: Option<String>,
+    process: Process,
+}
+
+impl Plan {
+    async fn run(
+        self,
+        uvm: &UtilityVm,
+        progress: Progress,
+        signals: &mut Signals,
+    ) -> Result<u32, Error> {
+        let bar = progress.layer();
+        let mut builder = uvm
+            .container(self.id, self.layers)
+            .process(self.process.spec())
+            .on_progress(move |at| {
+                bar.layer_at(&at.path.display().to_string(), at.bytes, at.total, at.entries)
+            });
+        if let Some(hostname) = self.hostname {
+            builder = builder.hostname(hostname);
+        }
+        let container = signals.interrupt(builder.create()).await?;
+        let local = Local { terminal: self.process.terminal.is_some(), stdin: self.process.stdin };
+        let started = signals.interrupt(container.start(self.process.stdio())).await;
+        let outcome = match started {
+            Ok(mut child) => {
+                let process = child.handle().clone();
+                let orders = take_orders(process.clone());
+                let exit = async { Ok(process.wait().await?.code()) };
+                attend(streams(&mut child), local, signals, orders, exit).await
+            }
+            Err(error) => Err(error),
+        };
+        match tokio::time::timeout(REMOVAL, container.delete()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "remove the container"),
+            Err(_) => warn!("the guest does not remove the container; it goes with its machine"),
+        }
+        outcome
+    }
+}
+
+/// Says what is wrong with it before a machine is booted for it.
+fn check_rootfs(path: &Path) -> Result<(), Error> {
+    let metadata = path.metadata();
+    metadata.context(|| format!("ROOTFS {}", path.display()))?;
+    match linkspan_layer::detect(path) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let mut reason = error.to_string();
+            if !reason.contains(&*path.to_string_lossy()) {
+                reason = format!("{}: {reason}", path.display());
+            }
+            Err(Error::input("ROOTFS", reason))
+        }
+    }
+}

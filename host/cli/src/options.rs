@@ -1,0 +1,263 @@
+//! Options that several subcommands share.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum, value_parser};
+use linkspan_host::{Accel, Backend, Builder, ProcessSpec, UtilityVm};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Error};
+use crate::{boot_image, signals, terminal};
+
+/// Options of every subcommand.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Global {
+    /// Print JSON, errors included
+    #[arg(long, global = true, help_heading = "Output")]
+    pub(crate) json: bool,
+    /// Show no progress
+    #[arg(short, long, global = true, help_heading = "Output")]
+    pub(crate) quiet: bool,
+    /// Say on stderr what is being done; twice for more, three times for all
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Output")]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Vmm {
+    /// A virtual machine under QEMU
+    #[default]
+    Qemu,
+    /// No machine: the guest agent in namespaces of this kernel; takes root
+    Loopback,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Acceleration {
+    /// KVM where it works, else TCG
+    #[default]
+    Auto,
+    /// The processor's virtualisation
+    Kvm,
+    /// QEMU's own translator: slow, works everywhere
+    Tcg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogLevel {
+    Error,
+    Warning,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// What a utility VM is to be like.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[command(next_help_heading = "Utility VM")]
+pub(crate) struct VmOptions {
+    /// Directory with the boot image: vmlinux or vmlinuz, initrd, agent
+    #[arg(long, env = "LINKSPAN_IMAGE", value_name = "DIR")]
+    pub(crate) image: Option<PathBuf>,
+    /// Memory in MiB
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(1..))]
+    pub(crate) memory_mib: u32,
+    /// Virtual processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u32).range(1..))]
+    pub(crate) cpus: u32,
+    /// How the machine's instructions are run
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) accel: Acceleration,
+    /// What runs the machine
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) vmm: Vmm,
+    /// How long the guest agent has for its first answer, in seconds
+    #[arg(long, value_name = "SECS", default_value_t = 60, value_parser = value_parser!(u32).range(1..))]
+    pub(crate) boot_timeout: u32,
+    /// How much the guest agent logs
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    pub(crate) log_level: Option<LogLevel>,
+    /// Add a word to the kernel's command line
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) kernel_arg: Vec<String>,
+    /// The QEMU program, in place of qemu-system-x86_64 in PATH
+    #[arg(long, value_name = "FILE", env = "LINKSPAN_QEMU")]
+    pub(crate) qemu: Option<PathBuf>,
+    /// Add an argument to QEMU's command line
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) qemu_arg: Vec<String>,
+}
+
+impl VmOptions {
+    /// Finds the boot image and makes every path absolute, so that another process with another
+    /// directory and environment reads the same from it.
+    pub(crate) fn resolve(mut self) -> Result<Self, Error> {
+        let image = boot_image::find(self.image.as_deref(), self.vmm)?;
+        self.image = Some(absolute(image)?);
+        Ok(self)
+    }
+
+    /// The machine, from resolved options.
+    pub(crate) fn builder(&self, name: &str) -> Builder {
+        let mut builder = UtilityVm::builder(name)
+            .backend(match self.vmm {
+                Vmm::Qemu => Backend::Qemu,
+                Vmm::Loopback => Backend::Loopback,
+            })
+            .memory_mib(self.memory_mib)
+            .cpus(self.cpus)
+            .accel(match self.accel {
+                Acceleration::Auto => Accel::Auto,
+                Acceleration::Kvm => Accel::Kvm,
+                Acceleration::Tcg => Accel::Tcg,
+            })
+            .boot_timeout(Duration::from_secs(self.boot_timeout.into()));
+        if let Some(image) = &self.image {
+            builder = builder.image(image);
+        }
+        if let Some(level) = self.log_level {
+            builder = builder.log_level(match level {
+                LogLevel::Error => "error",
+                LogLevel::Warning => "warning",
+                LogLevel::Info => "info",
+                LogLevel::Debug => "debug",
+                LogLevel::Trace => "trace",
+            });
+        }
+        if let Some(qemu) = &self.qemu {
+            builder = builder.qemu(qemu);
+        }
+        let builder = self.kernel_arg.iter().fold(builder, Builder::kernel_arg);
+        self.qemu_arg.iter().fold(builder, Builder::qemu_arg)
+    }
+}
+
+/// A process and its standard streams.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Process")]
+pub(crate) struct ProcessOptions {
+    /// Connect stdin
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Set a variable of its environment; K alone takes this environment's value
+    #[arg(short, long, value_name = "K=V")]
+    pub(crate) env: Vec<String>,
+    /// Who it runs as: USER, UID, USER:GROUP, UID:GID
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Where it starts
+    #[arg(short, long, value_name = "DIR", default_value = "/")]
+    pub(crate) workdir: String,
+}
+
+/// As [`ProcessSpec`], in a form that goes to a monitor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) cwd: String,
+    pub(crate) user: Option<String>,
+    pub(crate) terminal: Option<(u16, u16)>,
+    pub(crate) stdin: bool,
+}
+
+impl ProcessOptions {
+    /// The process, checked as far as this side can.
+    pub(crate) fn process(&self, command: &[String]) -> Result<Process, Error> {
+        if command.first().is_none_or(String::is_empty) {
+            let reason = "is missing: name the program to run after ROOTFS or CONTAINER";
+            return Err(Error::input("CMD", reason));
+        }
+        if !self.workdir.starts_with('/') {
+            let reason = format!("{:?} is not an absolute path", self.workdir);
+            return Err(Error::input("--workdir", reason));
+        }
+        if self.user.as_deref() == Some("") {
+            return Err(Error::input("--user", "is empty; name a user or a number"));
+        }
+        let env = self.env.iter().map(|text| variable(text, |name| std::env::var(name).ok()));
+        let env = env.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+        Ok(Process {
+            args: command.to_vec(),
+            env,
+            cwd: self.workdir.clone(),
+            user: self.user.clone(),
+            terminal: self.tty.then(|| terminal::size().unwrap_or((24, 80))),
+            stdin: self.interactive,
+        })
+    }
+}
+
+impl Process {
+    pub(crate) fn spec(&self) -> ProcessSpec {
+        let mut spec = ProcessSpec::new(&self.args);
+        spec.env.clone_from(&self.env);
+        spec.cwd.clone_from(&self.cwd);
+        spec.user.clone_from(&self.user);
+        spec.terminal = self.terminal;
+        spec
+    }
+
+    pub(crate) fn stdio(&self) -> linkspan_host::Stdio {
+        linkspan_host::Stdio { stdin: self.stdin, stdout: true, stderr: self.terminal.is_none() }
+    }
+}
+
+/// Reads `K=V`, or `K` with a value that `outer` knows. A `K` that it does not know is left out.
+fn variable(
+    text: &str,
+    outer: impl Fn(&str) -> Option<String>,
+) -> Result<Option<(String, String)>, Error> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, outer(text)),
+    };
+    if name.is_empty() || name.contains('\0') {
+        return Err(Error::input("--env", format!("{text:?} is not of the form NAME=VALUE")));
+    }
+    Ok(value.map(|value| (name.to_owned(), value)))
+}
+
+/// A path that means the same in another directory.
+pub(crate) fn absolute(path: PathBuf) -> Result<PathBuf, Error> {
+    std::path::absolute(&path).context(|| format!("find {}", path.display()))
+}
+
+/// For clap: a signal.
+pub(crate) fn signal(text: &str) -> Result<i32, String> {
+    signals::parse(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_divided_at_its_first_equals_sign() {
+        let read = |text| variable(text, |_| None).unwrap().unwrap();
+        assert_eq!(read("A=x=y"), ("A".into(), "x=y".into()));
+        assert_eq!(read("A="), ("A".into(), String::new()));
+    }
+
+    #[test]
+    fn a_variable_without_a_value_takes_the_one_from_outside_if_there_is_one() {
+        let outer = |name: &str| (name == "HOME").then(|| "/root".to_owned());
+        assert_eq!(variable("HOME", outer).unwrap(), Some(("HOME".into(), "/root".into())));
+        assert_eq!(variable("OTHER", outer).unwrap(), None);
+    }
+
+    #[test]
+    fn a_variable_without_a_name_is_refused_and_told() {
+        for text in ["", "=x"] {
+            let error = variable(text, |_| None).unwrap_err().to_string();
+            assert!(error.starts_with("--env") && error.contains(text), "{error}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Bars on stderr for what takes a while; silent unless somebody looks.
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use linkspan_initrd::Event;
+
+use crate::options::Global;
+
+/// Makes bars, or invisible ones.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    visible: bool,
+}
+
+impl Progress {
+    pub(crate) fn new(global: &Global) -> Self {
+        Self { visible: io::stderr().is_terminal() && !global.quiet && !global.json }
+    }
+
+    /// Something without a known amount; it goes away with the value.
+    pub(crate) fn spinner(self, message: impl Into<String>) -> Bar {
+        let bar = self.bar();
+        bar.set_style(style("{spinner} {msg} ({elapsed})"));
+        bar.set_message(message.into());
+        if self.visible {
+            bar.enable_steady_tick(Duration::from_millis(100));
+        }
+        Bar(bar)
+    }
+
+    /// The making of a layer image.
+    pub(crate) fn layer(self) -> Bar {
+        Bar(self.bar())
+    }
+
+    /// What the image builder does.
+    pub(crate) fn image(self) -> impl FnMut(Event) {
+        let bar = Bar(self.bar());
+        move |event| match event {
+            Event::Started { step, total } => bar.begin(step.to_string(), total),
+            Event::Advanced { bytes, .. } => bar.0.inc(bytes),
+            Event::Finished { .. } => bar.0.reset(),
+        }
+    }
+
+    fn bar(self) -> ProgressBar {
+        match self.visible {
+            true => ProgressBar::new_spinner(),
+            false => ProgressBar::hidden(),
+        }
+    }
+}
+
+/// One bar; cleared when dropped.
+#[derive(Debug)]
+pub(crate) struct Bar(ProgressBar);
+
+impl Bar {
+    fn begin(&self, message: String, total: Option<u64>) {
+        match total {
+            Some(total) => {
+                self.0.set_style(style("{msg} {bar:30} {bytes}/{total_bytes} {eta}"));
+                self.0.set_length(total);
+            }
+            None => self.0.set_style(style("{spinner} {msg} {bytes}")),
+        }
+        self.0.set_message(message);
+        self.0.set_position(0);
+    }
+
+    /// A layer has got this far.
+    pub(crate) fn layer_at(&self, path: &str, bytes: u64, total: Option<u64>, entries: u64) {
+        if self.0.message().is_empty() {
+            self.begin(format!("making an image of {path}"), total);
+        }
+        self.0.set_position(bytes);
+        if total.is_some_and(|total| bytes >= total) {
+            self.0.set_message(format!("making an image of {path} ({entries} files)"));
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}

@@ -1,0 +1,131 @@
+//! Scenarios, the runtime that they share, and the utility VMs that they share.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use linkspan_host::{Backend, UtilityVm};
+use tokio::runtime::Runtime;
+
+use crate::machine::machine;
+
+/// Makes two tests of each scenario, an `async fn(Vm)`: `loopback::name` and `qemu::name`.
+#[macro_export]
+macro_rules! on_both_backends {
+    ($($name:ident),* $(,)?) => {
+        mod loopback {
+            $(#[test]
+            fn $name() {
+                $crate::shared($crate::Backend::Loopback, super::$name);
+            })*
+        }
+        mod qemu {
+            $(#[test]
+            fn $name() {
+                $crate::shared($crate::Backend::Qemu, super::$name);
+            })*
+        }
+    };
+    (alone: $($name:ident),* $(,)?) => {
+        mod loopback {
+            $(#[test]
+            fn $name() {
+                $crate::block_on(super::$name($crate::Backend::Loopback));
+            })*
+        }
+        mod qemu {
+            $(#[test]
+            fn $name() {
+                $crate::block_on(super::$name($crate::Backend::Qemu));
+            })*
+        }
+    };
+}
+
+/// No scenario takes this long.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// A shared utility VM, lent to a scenario.
+#[derive(Clone)]
+pub struct Vm {
+    uvm: UtilityVm,
+    /// What it runs on.
+    pub backend: Backend,
+}
+
+impl Deref for Vm {
+    type Target = UtilityVm;
+
+    fn deref(&self) -> &UtilityVm {
+        &self.uvm
+    }
+}
+
+impl fmt::Debug for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.uvm.fmt(f)
+    }
+}
+
+impl Vm {
+    /// Starts one for a scenario that needs its own.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn own(name: &str, backend: Backend) -> Self {
+        let uvm = machine(name, backend).start().await.expect("the utility VM comes up");
+        Self { uvm, backend }
+    }
+}
+
+/// Runs a scenario in the backend's shared utility VM.
+///
+/// # Panics
+/// When the scenario does, and when it takes too long.
+pub fn shared<F: Future<Output = ()>>(backend: Backend, scenario: impl FnOnce(Vm) -> F) {
+    block_on(async { scenario(shared_vm(backend).await).await });
+}
+
+/// Runs a future on the runtime of all scenarios.
+///
+/// # Panics
+/// When it takes too long.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    // One runtime, so that what a shared utility VM has spawned outlives the test that did it.
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
+    });
+    runtime.block_on(async {
+        match tokio::time::timeout(LIMIT, future).await {
+            Ok(output) => output,
+            Err(_) => panic!("the scenario hangs: no end within {} s", LIMIT.as_secs()),
+        }
+    })
+}
+
+/// The utility VMs end with this process: QEMU is killed with its keeper, the loopback agent sees
+/// the end of its standard input.
+async fn shared_vm(backend: Backend) -> Vm {
+    static LOOPBACK: tokio::sync::Mutex<Option<Vm>> = tokio::sync::Mutex::const_new(None);
+    static QEMU: tokio::sync::Mutex<Option<Vm>> = tokio::sync::Mutex::const_new(None);
+    let mut slot = match backend {
+        Backend::Loopback => LOOPBACK.lock().await,
+        Backend::Qemu => QEMU.lock().await,
+    };
+    // One that a scenario has broken must not fail all others.
+    let usable = match &*slot {
+        Some(vm) => {
+            tokio::time::timeout(Duration::from_millis(1), vm.closed()).await.is_err()
+        }
+        None => false,
+    };
+    if !usable {
+        *slot = Some(Vm::own("shared", backend).await);
+    }
+    slot.clone().expect("was just started")
+}
+

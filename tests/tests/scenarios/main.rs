@@ -1,0 +1,23 @@
+//! What a user of Linkspan relies on, on both backends.
+//!
+//! Each scenario of these modules is two tests, `…::loopback::name` and `…::qemu::name`. They
+//! need the image, the root file system and the CLI that `cargo xtask test` makes.
+
+mod agent_crash;
+mod boot;
+mod bulk;
+mod cli;
+mod concurrency;
+mod false_guest;
+mod layers;
+mod leaks;
+mod lifecycle;
+mod nothing_left;
+mod programs;
+mod stdio;
+mod terminal;
+mod wire_containers;
+mod wire_frames;
+mod wire_negotiation;
+mod wire_processes;
+mod wire_requests;

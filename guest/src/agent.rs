@@ -38,7 +38,7 @@ pub struct Options {
     pub disks: Option<PathBuf>,
     /// Prefix of all containers' cgroups.
     pub cgroup: PathBuf,
-    /// Ends when pid 1 has loaded all modules.
+    /// Ends when pid 1 has loaded the modules that storage needs.
     pub ready: Option<OwnedFd>,
     /// How often pid 1 has had to start the agent again.
     pub restarts: u32,
@@ -57,6 +57,7 @@ pub enum End {
 /// Only what makes it impossible to begin; a lost connection is made anew.
 pub fn run(options: Options) -> io::Result<End> {
     // Before anything is open, and with one thread.
+    crate::name_process(c"linkspan-agent");
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let runtime = Runtime::new(crate::runtime::start_zygote()?);
     let executor = tokio::runtime::Builder::new_current_thread()

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mounts ─> vsock modules ─> agent starts and dials ─┐
-//!                     └─> all other modules ─> ready ┴─> storage requests are served
+//!                     └─> storage modules ─> ready ─ ┴─> storage requests are served
 //! ```
 
 use std::fs;
@@ -47,6 +47,7 @@ impl ForeignAgent {
 /// What cannot be done without: mounts, the first fork.
 pub fn run() -> io::Result<()> {
     mount_all()?;
+    crate::name_process(c"linkspan-init");
     say("phase=init");
     let options = KernelOptions::read();
     setrlimit(Resource::RLIMIT_NOFILE, 1024, 1 << 20)?;
@@ -81,8 +82,12 @@ fn keep_running_with_modules(
         Some((read, write)) => {
             if let linkspan_guest_sys::Forked::Child = linkspan_guest_sys::fork()? {
                 drop(read);
-                load_rest();
+                crate::name_process(c"linkspan-loader");
+                // The host's first answer comes first.
+                let _ = rustix::process::nice(10);
+                load_storage();
                 drop(write);
+                load_modules("network");
                 std::process::exit(0);
             }
             drop(write);
@@ -205,7 +210,7 @@ fn mount_all() -> io::Result<()> {
     Ok(())
 }
 
-fn load_rest() {
+fn load_storage() {
     // The machine is one or the other; the wrong drivers would only say that they find nothing.
     let hyperv = Path::new("/sys/bus/vmbus").exists()
         || ["VMBUS:00", "MSFT1000:00"]
@@ -213,7 +218,6 @@ fn load_rest() {
             .any(|device| Path::new("/sys/bus/acpi/devices").join(device).exists());
     load_modules(if hyperv { "hyperv" } else { "virtio" });
     load_modules("storage");
-    load_modules("network");
 }
 
 fn load_modules(group: &str) {

@@ -41,3 +41,9 @@ pub use error::Error;
 
 /// What the agent's functions return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Names this process, for whoever lists processes.
+pub(crate) fn name_process(name: &std::ffi::CStr) {
+    // Nothing depends on it.
+    let _ = rustix::thread::set_name(name);
+}

@@ -30,8 +30,8 @@ use crate::terminal::Terminal;
 /// How long output may stay silent after its process's exit before it counts as ended.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// What is moved at once: a vsock packet's worth.
-const CHUNK: usize = 64 << 10;
+/// What is moved at once: enough that a wake-up is worth its cost.
+const CHUNK: usize = 256 << 10;
 
 /// The relay of one process.
 pub(crate) struct Relay {

@@ -61,7 +61,7 @@ pub(crate) struct Pipes {
 }
 
 /// Enough that a writer is not woken for every few pages; the kernel gives it on demand.
-const PIPE_BYTES: usize = 256 << 10;
+const PIPE_BYTES: usize = 1 << 20;
 
 impl Pipes {
     pub(crate) fn new() -> io::Result<Self> {

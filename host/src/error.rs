@@ -63,8 +63,8 @@ pub enum Error {
         console: String,
     },
     /// The utility VM's backend failed.
-    #[error("{0}")]
-    Vmm(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Vmm(Box<dyn std::error::Error + Send + Sync>),
     /// A layer cannot be used.
     #[error("layer {path}: {source}")]
     Layer {

@@ -65,7 +65,7 @@ impl GuestState {
         pids
     }
 
-    /// Where the cgroups of a machine's containers are, seen from its root.
+    /// Where the cgroups of a machine's containers are, seen from its root, for a shell.
     ///
     /// # Panics
     /// When a loopback machine has no cgroup.
@@ -76,7 +76,8 @@ impl GuestState {
                 let pid = crate::pid_in(&uvm.vmm().describe());
                 let line = crate::remains::command_line(pid);
                 let flag = line.iter().find_map(|word| word.strip_prefix("-cgroup="));
-                format!("/sys/fs/cgroup{}", flag.expect("the agent has a cgroup"))
+                let flag = flag.expect("the agent has a cgroup");
+                format!("/sys/fs/cgroup{flag} /sys/fs/cgroup/*{flag}")
             }
         }
     }

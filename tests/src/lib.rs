@@ -12,8 +12,10 @@
 //! | `sandbox`   | a running container for a scenario                                 |
 //! | `raw`       | a host of bare frames, which can say what no library would         |
 //! | `remains`   | what a machine leaves on this host, from outside                   |
+//! | `cli`       | the `linkspan` program, as a user runs it                           |
 //! | `guest`     | what is in a guest: mounts, cgroups, processes, descriptors        |
 
+mod cli;
 mod guest;
 mod machine;
 mod places;
@@ -22,10 +24,11 @@ mod remains;
 mod sandbox;
 mod scenario;
 
+pub use cli::{Said, User};
 pub use guest::GuestState;
+pub use linkspan_host::Backend;
 pub use machine::{agent, layer_image, machine};
 pub use places::{cli, image, rootfs};
 pub use remains::{Remains, pid_in};
-pub use linkspan_host::Backend;
 pub use sandbox::{Sandbox, unique};
 pub use scenario::{Vm, block_on, shared};

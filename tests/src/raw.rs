@@ -59,10 +59,7 @@ pub struct Connection<'a> {
 ///
 /// # Panics
 /// When the scenario does.
-pub fn with_connection(
-    backend: Backend,
-    scenario: impl AsyncFnOnce(&mut Connection<'_>),
-) {
+pub fn with_connection(backend: Backend, scenario: impl AsyncFnOnce(&mut Connection<'_>)) {
     crate::block_on(async {
         let mut host = RawHost::shared(backend).await;
         let host = host.as_mut().expect("was just started");

@@ -35,10 +35,15 @@ impl Remains {
         }
         for word in &words {
             if let Some(group) = word.strip_prefix("-cgroup=/") {
-                remains.paths.insert(Path::new("/sys/fs/cgroup").join(group));
+                remains.paths.extend(cgroups(group));
             }
         }
         remains
+    }
+
+    /// Takes stock of each child of a process.
+    pub fn children_of(pid: u32) -> Vec<Self> {
+        children(pid).into_iter().map(Self::of).collect()
     }
 
     fn add_directory(&mut self, directory: &Path) {
@@ -66,16 +71,18 @@ impl Remains {
 
     /// What of it is still there.
     pub fn left(&self) -> Vec<String> {
-        let alive = self.processes.iter().filter(|&&(pid, started)| {
-            start_time(pid) == Some(started) && !is_zombie(pid)
-        });
+        let alive = self
+            .processes
+            .iter()
+            .filter(|&&(pid, started)| start_time(pid) == Some(started) && !is_zombie(pid));
         let processes =
             alive.map(|(pid, _)| format!("process {pid} ({})", command_line(*pid).join(" ")));
         let paths = self.paths.iter().filter(|path| path.exists());
         let paths = paths.map(|path| format!("{}", path.display()));
-        let loops = self.loops.iter().filter(|(shown, file)| {
-            fs::read_to_string(shown).is_ok_and(|now| now == *file)
-        });
+        let loops = self
+            .loops
+            .iter()
+            .filter(|(shown, file)| fs::read_to_string(shown).is_ok_and(|now| now == *file));
         let loops = loops.map(|(shown, file)| format!("{} on {}", shown.display(), file.trim()));
         processes.chain(paths).chain(loops).collect()
     }
@@ -104,6 +111,14 @@ impl Remains {
 pub fn pid_in(description: &str) -> u32 {
     let number = description.rsplit("pid ").next().unwrap_or_default();
     number.trim().parse().unwrap_or_else(|_| panic!("no pid in {description:?}"))
+}
+
+/// Where a cgroup is: at one place, or in each hierarchy of version 1.
+fn cgroups(name: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(root).into_iter().flatten().flatten();
+    let places = hierarchies.map(|hierarchy| hierarchy.path()).chain([root.to_owned()]);
+    places.map(|place| place.join(name)).filter(|place| place.is_dir()).collect()
 }
 
 pub(crate) fn command_line(pid: u32) -> Vec<String> {

@@ -79,7 +79,8 @@ impl Sandbox {
     /// When it fails.
     pub async fn text(&self, script: &str) -> String {
         let output = self.sh(script).await;
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (out, err) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{script:?}: {}: {out}{err}", output.status);
         out.trim_end().to_owned()
     }

@@ -118,9 +118,7 @@ async fn shared_vm(backend: Backend) -> Vm {
     };
     // One that a scenario has broken must not fail all others.
     let usable = match &*slot {
-        Some(vm) => {
-            tokio::time::timeout(Duration::from_millis(1), vm.closed()).await.is_err()
-        }
+        Some(vm) => tokio::time::timeout(Duration::from_millis(1), vm.closed()).await.is_err(),
         None => false,
     };
     if !usable {
@@ -128,4 +126,3 @@ async fn shared_vm(backend: Backend) -> Vm {
     }
     slot.clone().expect("was just started")
 }
-

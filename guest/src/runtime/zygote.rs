@@ -27,6 +27,7 @@ pub(crate) fn start() -> io::Result<OwnedFd> {
         Forked::Parent(_) => Ok(ours),
         Forked::Child => {
             drop(ours);
+            crate::name_process(c"linkspan-zygote");
             let _ = rustix::process::set_parent_process_death_signal(Some(
                 rustix::process::Signal::KILL,
             ));

@@ -49,6 +49,21 @@ const VMBUS_CONTROLLERS: [&str; 4] = [
 /// How long a disk may take to appear. Hosts attach it before they ask for it.
 const APPEARANCE: Duration = Duration::from_secs(20);
 
+/// How long no word of the kernel's is taken for granted.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Whether a node leads to a device: one of a disk that has just gone, or is still on its way,
+/// does not.
+fn is_live(device: &Path) -> bool {
+    use nix::errno::Errno;
+    match fs::File::open(device) {
+        Ok(_) => true,
+        Err(error) => ![Errno::ENXIO, Errno::ENOENT, Errno::ENODEV]
+            .iter()
+            .any(|errno| error.raw_os_error() == Some(*errno as i32)),
+    }
+}
+
 /// How disks are found.
 #[derive(Clone, Debug)]
 pub(crate) enum Disks {
@@ -74,10 +89,12 @@ impl Disks {
                 let events = DeviceEvents::subscribe().context(|| "hear of devices".to_owned())?;
                 let found = async {
                     loop {
-                        if let Some(device) = sysfs(address)? {
+                        if let Some(device) = sysfs(address)?.filter(|device| is_live(device)) {
                             return Ok(device);
                         }
-                        events.next().await.context(|| format!("wait for {address}"))?;
+                        // The tick is for a device that becomes live without a word.
+                        let event = tokio::time::timeout(TICK, events.next()).await;
+                        event.unwrap_or(Ok(())).context(|| format!("wait for {address}"))?;
                     }
                 };
                 tokio::time::timeout(APPEARANCE, found).await.unwrap_or_else(|_| {

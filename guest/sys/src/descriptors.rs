@@ -40,8 +40,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     let mut control = nix::cmsg_space!([RawFd; MOST]);
     let mut slices = [IoSliceMut::new(buffer)];
     let fd = socket.as_fd().as_raw_fd();
-    let message =
-        recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let (len, flags) = (message.bytes, message.flags);
     let mut fds = Vec::new();
     for item in message.cmsgs()? {

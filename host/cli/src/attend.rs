@@ -19,6 +19,9 @@ use crate::terminal::{self, RawMode};
 /// Within this time a second SIGINT means it.
 const IMPATIENCE: Duration = Duration::from_secs(2);
 
+/// How long what a lost guest wrote last may take to arrive.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// What the exit code says of a process that was ended by SIGKILL.
 const KILLED: u32 = 128 + 9;
 
@@ -45,9 +48,13 @@ pub(crate) async fn attend(
     };
     let mut outputs = streams.relay().context(|| "relay standard streams".into())?;
     let ended = async {
-        let code = exit.await;
-        outputs.finished().await;
-        code
+        let outcome = exit.await;
+        match outcome {
+            Ok(_) => outputs.finished().await,
+            // The guest is lost: its end of the sockets may never be closed.
+            Err(_) => drop(tokio::time::timeout(LAST_WORDS, outputs.finished()).await),
+        }
+        outcome
     };
     tokio::pin!(ended);
     let mut patience = Patience::default();

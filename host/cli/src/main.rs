@@ -6,6 +6,7 @@
 //! | `options`     | options that several of them share                                     |
 //! | `boot_image`  | where boot images lie                                                  |
 //! | `attend`      | a process in the guest as if it ran here, by `relay` (streams), `signals`, `terminal` |
+//! | `children`    | the ends of this process's children                                    |
 //! | `registry`    | which named utility VMs there are                                      |
 //! | `control`     | how clients and monitors talk                                          |
 //! | `client`      | asks a monitor                                                         |
@@ -14,6 +15,7 @@
 
 mod attend;
 mod boot_image;
+mod children;
 mod client;
 mod commands;
 mod container_id;

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use self::containers::Containers;
+use crate::children;
 use crate::control::{Channel, Uvm};
 use crate::error::{Context, Error, Report};
 use crate::options::VmOptions;
@@ -57,7 +58,7 @@ pub(crate) async fn hold(
     ready: impl FnOnce(Uvm) -> Result<(), Error>,
     held: Held,
 ) -> Result<(), Error> {
-    let guest = signals.interrupt(Guest::start(&config)).await?;
+    let guest = children::boot(signals, Guest::start(&config)).await?;
     let outcome = serve(config, signals, ready, held, &guest).await;
     guest.terminate().await;
     outcome

@@ -3,10 +3,13 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use linkspan_initrd::Event;
 
 use crate::options::Global;
+
+/// What is done within this time needs no spinner.
+const SHORT: Duration = Duration::from_millis(300);
 
 /// Makes bars, or invisible ones.
 #[derive(Clone, Copy, Debug)]
@@ -19,13 +22,22 @@ impl Progress {
         Self { visible: io::stderr().is_terminal() && !global.quiet && !global.json }
     }
 
-    /// Something without a known amount; it goes away with the value.
+    /// Something without a known amount; it goes away with the value. What is done soon is not
+    /// shown.
     pub(crate) fn spinner(self, message: impl Into<String>) -> Bar {
         let bar = self.bar();
         bar.set_style(style("{spinner} {msg} ({elapsed})"));
         bar.set_message(message.into());
         if self.visible {
-            bar.enable_steady_tick(Duration::from_millis(100));
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+            let (later, shown) = (bar.downgrade(), ProgressDrawTarget::stderr());
+            tokio::spawn(async move {
+                tokio::time::sleep(SHORT).await;
+                if let Some(bar) = later.upgrade().filter(|bar| !bar.is_finished()) {
+                    bar.set_draw_target(shown);
+                    bar.enable_steady_tick(Duration::from_millis(100));
+                }
+            });
         }
         Bar(bar)
     }

@@ -41,7 +41,6 @@ use tokio::time::timeout;
 pub use console::ConsoleFollower;
 pub use error::QemuError;
 pub use options::{Accel, QemuOptions};
-pub use qmp::QmpError;
 
 use self::arguments::Machine;
 use self::console::Console;

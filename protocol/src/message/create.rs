@@ -7,7 +7,7 @@ use crate::JsonString;
 use crate::json::is_zero;
 
 /// Makes a container; for a Windows guest also the utility VM itself.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Create {
     /// Which document this holds follows from the guest: [`HostedContainer`] for a Linux
@@ -17,6 +17,13 @@ pub struct Create {
     /// A legacy host's range of versions; guests ignore it.
     #[serde(skip_serializing_if = "is_zero")]
     pub supported_versions: Option<SupportedVersions>,
+}
+
+impl Default for Create {
+    fn default() -> Self {
+        let container_config = JsonString(Value::Object(serde_json::Map::new()));
+        Self { container_config, supported_versions: None }
+    }
 }
 
 impl Create {

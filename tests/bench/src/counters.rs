@@ -26,7 +26,7 @@ while read -r what pid; do
      for t in /proc/$pid/task/*; do read -r a b < $t/schedstat && echo "task $a"; done;;
   m) while read -r k v u; do case $k in VmRSS:) echo "rss $v";; esac; done < /proc/$pid/status;;
   a) for p in /proc/[0-9]*; do
-       read -r n < $p/comm && case $n in linkspan-guest|init) echo "pid ${p#/proc/}";; esac
+       read -r n < $p/comm && case $n in linkspan-agent) echo "pid ${p#/proc/}";; esac
      done;;
   esac
   echo .
@@ -40,15 +40,9 @@ impl Counters {
         let mut child = command.spawn().await?;
         let stdout = child.stdout.take().context("stdout")?;
         let mut counters = Self { child, lines: BufReader::new(stdout).lines(), agent: 0 };
-        // Pid 1, the agent, the zygote: in this order of pids.
-        let mut pids: Vec<u32> = counters
-            .ask("a 1")
-            .await?
-            .iter()
-            .filter_map(|line| line.strip_prefix("pid ")?.parse().ok())
-            .collect();
-        pids.sort_unstable();
-        counters.agent = *pids.get(1).context("there is no agent process")?;
+        let pids = counters.ask("a 1").await?;
+        let agent = pids.iter().find_map(|line| line.strip_prefix("pid ")?.parse().ok());
+        counters.agent = agent.context("there is no process linkspan-agent")?;
         Ok(counters)
     }
 

@@ -11,7 +11,9 @@ use linkspan_host::protocol::message::{
     GetProperties, HostedContainer, INFINITE, ModifySettings, ProcessParameters, PropertyType,
     SchemaVersion, SignalProcess, Start, VsockStdio, WaitForProcess,
 };
-use linkspan_host::protocol::resource::{CombinedLayers, Layer, MappedVirtualDisk, ModifyType, Resource};
+use linkspan_host::protocol::resource::{
+    CombinedLayers, Layer, MappedVirtualDisk, ModifyType, Resource,
+};
 use linkspan_host::protocol::{JsonString, port};
 use linkspan_host::vmm::{Accept, Disk, ScsiAddress};
 use linkspan_host::{Accel, UtilityVm};
@@ -190,7 +192,8 @@ impl Running {
             oci_process: Some(process(args)),
             ..ProcessParameters::default()
         };
-        execute(uvm, &self.id, parameters, VsockStdio { stdout: port, ..VsockStdio::default() }).await
+        execute(uvm, &self.id, parameters, VsockStdio { stdout: port, ..VsockStdio::default() })
+            .await
     }
 
     pub(crate) async fn statistics(&self, uvm: &UtilityVm) -> Result<()> {

@@ -17,7 +17,7 @@ use linkspan_host::{Accel, ProcessSpec, Stdio, UtilityVm};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::counters::Counters;
-use crate::guest::{BenchContainer, Bench};
+use crate::guest::{Bench, BenchContainer};
 use crate::report::{Report, Unit};
 
 /// Measures a utility VM in instructions, time and memory.
@@ -88,7 +88,8 @@ async fn instructions(bench: &Bench, report: &mut Report) -> Result<()> {
     for _ in 0..2 {
         container.cycle(&uvm, "warm").await?;
     }
-    let cost = counters.measure(3, async |n| container.cycle(&uvm, &format!("cycle{n}")).await).await?;
+    let cost =
+        counters.measure(3, async |n| container.cycle(&uvm, &format!("cycle{n}")).await).await?;
     report.instructions("container cycle", cost, 96_100_000, 0.5);
 
     let running = container.run(&uvm, "execs").await?;
@@ -122,7 +123,8 @@ async fn instructions(bench: &Bench, report: &mut Report) -> Result<()> {
     let cost = counters.measure(5, async |_| external().await).await?;
     report.instructions("process in the UVM root", cost, 0, 1.0);
 
-    let cost = counters.measure(1, async |_| running.output(&uvm, 16 << 20).await.map(drop)).await?;
+    let cost =
+        counters.measure(1, async |_| running.output(&uvm, 16 << 20).await.map(drop)).await?;
     report.instructions("16 MiB of container stdout", cost, 93_000_000, 1.0);
 
     report.memory("agent RSS, idle", counters.agent_rss_kib().await?, 13_415, 1.0 / 3.0);
@@ -167,7 +169,13 @@ async fn rates(bench: &Bench, bytes: u64, report: &mut Report) -> Result<()> {
     let began = Instant::now();
     let count = 500;
     for _ in 0..count {
-        drop(uvm.request(&ContainerId::from("nobody"), &linkspan_host::protocol::message::GetProperties::default()).await);
+        drop(
+            uvm.request(
+                &ContainerId::from("nobody"),
+                &linkspan_host::protocol::message::GetProperties::default(),
+            )
+            .await,
+        );
     }
     report.per_second("failing GetProperties, one at a time", count, began.elapsed(), 794);
     running.end(&uvm).await?;

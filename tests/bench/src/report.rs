@@ -95,7 +95,14 @@ impl Report {
         self.push(what, value, Unit::Microseconds, Against::Nothing, String::new());
     }
 
-    pub(crate) fn rate(&mut self, what: &str, bytes: u64, ours: Duration, raw: Duration, share: f64) {
+    pub(crate) fn rate(
+        &mut self,
+        what: &str,
+        bytes: u64,
+        ours: Duration,
+        raw: Duration,
+        share: f64,
+    ) {
         let rate = |took: Duration| (bytes as f64 / took.as_secs_f64() / (1 << 20) as f64) as u64;
         let against = Against::Floor(rate(raw), (share > 0.0).then_some(share));
         self.push(what, rate(ours), Unit::MebibytesPerSecond, against, String::new());
@@ -151,8 +158,9 @@ impl fmt::Display for Report {
                 }
                 Against::Goal(most) => (None, format!("at most {}", shown(most, row.unit))),
             };
-            let against =
-                base.map(|(what, base)| format!("{what} {}", shown(base, row.unit))).unwrap_or_default();
+            let against = base
+                .map(|(what, base)| format!("{what} {}", shown(base, row.unit)))
+                .unwrap_or_default();
             let ratio = base
                 .map(|(_, base)| format!("{:.2}", row.value as f64 / base as f64))
                 .unwrap_or_default();

@@ -68,7 +68,11 @@ fn serve(mut stream: UnixStream, lie: &str) -> std::io::Result<()> {
             "cut" => {
                 stream.write_all(&header(response, 1000, id))?;
                 stream.write_all(b"{\"Result\"")?;
-                return Ok(());
+                drop(stream);
+                // It stays away, so what it owes will never come.
+                loop {
+                    std::thread::park();
+                }
             }
             other => panic!("no such lie: {other}"),
         }

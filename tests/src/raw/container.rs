@@ -129,9 +129,7 @@ pub fn process(args: &[&str]) -> Value {
 
 /// The document of a plain container.
 pub fn document(id: &str, args: &[&str]) -> Value {
-    let mount = |destination: &str, kind: &str| {
-        json!({"destination": destination, "type": kind, "source": kind})
-    };
+    let mount = |destination: &str, kind: &str| json!({"destination": destination, "type": kind, "source": kind});
     let namespaces = ["pid", "mount", "ipc", "uts", "network"].map(|kind| json!({"type": kind}));
     json!({
         "SchemaVersion": {"Major": 2, "Minor": 1},

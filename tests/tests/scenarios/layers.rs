@@ -83,7 +83,8 @@ async fn shows_the_root(vm: &Vm, layer: PathBuf) {
         .output()
         .unwrap();
     assert!(here.status.success());
-    let (there, here) = [&output.stdout, &here.stdout].map(|text| String::from_utf8_lossy(text)).into();
+    let (there, here) =
+        [&output.stdout, &here.stdout].map(|text| String::from_utf8_lossy(text)).into();
     assert_eq!(there, here);
 }
 
@@ -102,8 +103,14 @@ async fn an_upper_layer_hides_what_it_replaces(vm: Vm) {
 
 async fn writes_stay_in_their_container(vm: Vm) {
     let (one, two) = tokio::join!(vm.sandbox("one"), vm.sandbox("two"));
-    one.text("echo mine > /mine; echo gone >> /etc/passwd; rm /bin/busybox.none 2>/dev/null; rm -r /tmp").await;
-    assert_eq!(two.text("ls -d /tmp; grep -c gone /etc/passwd || true; ls / | grep -c mine || true").await, "/tmp\n0\n0");
+    one.text(
+        "echo mine > /mine; echo gone >> /etc/passwd; rm /bin/busybox.none 2>/dev/null; rm -r /tmp",
+    )
+    .await;
+    assert_eq!(
+        two.text("ls -d /tmp; grep -c gone /etc/passwd || true; ls / | grep -c mine || true").await,
+        "/tmp\n0\n0"
+    );
     assert!(!rootfs().join("mine").exists() && rootfs().join("tmp").exists());
     one.remove().await;
     two.remove().await;
@@ -123,7 +130,8 @@ async fn a_layer_that_cannot_be_used_is_named(vm: Vm) {
     let cut = file("cut.tar", &whole[..whole.len() / 2]);
     whole[512 * 3 + 148] ^= 0x55;
     let corrupt = file("corrupt.tar", &whole);
-    let mut gzip = archive(&rootfs(), GzEncoder::new(Vec::new(), Compression::fast())).finish().unwrap();
+    let mut gzip =
+        archive(&rootfs(), GzEncoder::new(Vec::new(), Compression::fast())).finish().unwrap();
     gzip.truncate(gzip.len() / 2);
     let cut_gzip = file("cut.tar.gz", &gzip);
     let text = file("notes.txt", b"no file system at all\n");

@@ -21,7 +21,8 @@ async fn an_inits_output_and_exit_code_arrive(vm: Vm) {
     for code in [0, 3, 255] {
         let script = format!("echo out; echo err >&2; exit {code}");
         let container = vm.with_init("init", ["sh", "-c", &script]).create().await.unwrap();
-        let output = container.start(Stdio::OUTPUT).await.unwrap().wait_with_output().await.unwrap();
+        let output =
+            container.start(Stdio::OUTPUT).await.unwrap().wait_with_output().await.unwrap();
         assert_eq!(output.status.code(), code);
         assert_eq!((&*output.stdout, &*output.stderr), (&b"out\n"[..], &b"err\n"[..]));
         container.exited().await.unwrap();

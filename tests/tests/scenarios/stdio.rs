@@ -110,7 +110,8 @@ async fn a_process_may_close_its_output_early(vm: Vm) {
 
 async fn a_reader_that_leaves_breaks_the_writers_pipe(vm: Vm) {
     let sandbox = vm.sandbox("epipe").await;
-    let mut yes = sandbox.command("yes").spawn().await.unwrap();
+    let only_stdout = Stdio { stdin: false, stdout: true, stderr: false };
+    let mut yes = sandbox.command("yes").stdio(only_stdout).spawn().await.unwrap();
     let mut some = [0; 100_000];
     yes.stdout.as_mut().unwrap().read_exact(&mut some).await.unwrap();
     drop(yes.stdout.take());
@@ -167,7 +168,8 @@ async fn a_stopped_reader_holds_the_writer_back_and_loses_nothing(vm: Vm) {
     let script = "dd if=/dev/zero bs=1M count=64 2>/dev/null; echo written >&2";
     let mut child = sandbox.command("sh").args(["-c", script]).spawn().await.unwrap();
     let mut word = [0; 8];
-    let early = timeout(Duration::from_secs(2), child.stderr.as_mut().unwrap().read_exact(&mut word));
+    let early =
+        timeout(Duration::from_secs(2), child.stderr.as_mut().unwrap().read_exact(&mut word));
     assert!(early.await.is_err(), "64 MiB went somewhere while nobody read them");
     let output = child.wait_with_output().await.unwrap();
     assert_eq!((output.stdout.len(), &*output.stderr), (64 << 20, &b"written\n"[..]));

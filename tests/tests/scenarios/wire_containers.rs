@@ -111,7 +111,8 @@ async fn an_unknown_kind_of_container_is_refused(connection: &mut Connection<'_>
     connection.negotiate().await;
     let id = &unique("kind");
     let mut document = document(id, &["true"]);
-    document["OciSpecification"]["annotations"] = json!({"io.kubernetes.cri.container-type": "foo"});
+    document["OciSpecification"]["annotations"] =
+        json!({"io.kubernetes.cri.container-type": "foo"});
     connection.create_from(id, document).await.expect_fault(HResult::FAIL);
 }
 
@@ -125,7 +126,8 @@ async fn documents_without_what_they_need_are_refused(connection: &mut Connectio
         let answer = connection.create_from(id, document).await;
         assert_ne!(answer.result(), 0, "without {pointer}: {}", answer.body);
     }
-    for (field, path) in [("OciBundlePath", ""), ("OciBundlePath", "/"), ("ScratchDirPath", "../x")] {
+    for (field, path) in [("OciBundlePath", ""), ("OciBundlePath", "/"), ("ScratchDirPath", "../x")]
+    {
         let id = &unique("path");
         let mut document = document(id, &["true"]);
         document[field] = json!(path);
@@ -274,10 +276,10 @@ async fn a_wait_outlives_its_connection(connection: &mut Connection<'_>) {
     connection.call(MessageType::DUMP_STACKS, UVM_ID, json!({})).await.expect_success();
     connection.reconnect().await;
     connection.negotiate().await;
-    connection.signal(id, pid, 15).await.expect_success();
+    connection.signal(id, pid, 9).await.expect_success();
     let answer = connection.response_to(wait).await;
     answer.expect_success();
-    assert_eq!(answer.body["ExitCode"], 143);
+    assert_eq!(answer.body["ExitCode"], 137);
     notification_of(connection, id).await;
     connection.delete(id).await.expect_success();
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use linkspan_protocol::{HResult, MessageType, UVM_ID};
-use linkspan_tests::raw::{Connection, frame, with_connection};
 use linkspan_tests::Backend;
+use linkspan_tests::raw::{Connection, frame, with_connection};
 use serde_json::json;
 
 /// Two tests of a conversation with the agent.
@@ -115,9 +115,14 @@ async fn agent_of(connection: &mut Connection<'_>) -> u64 {
     connection.reconnect().await;
     let answer = connection.negotiate().await;
     let defined = &answer.body["Capabilities"]["GuestDefinedCapabilities"];
-    defined.as_object().into_iter().flatten().filter_map(|(key, value)| {
-        key.to_lowercase().contains("restarts").then(|| value.as_u64()).flatten()
-    }).sum()
+    defined
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| {
+            key.to_lowercase().contains("restarts").then(|| value.as_u64()).flatten()
+        })
+        .sum()
 }
 
 async fn a_size_below_the_header_ends_only_the_connection(connection: &mut Connection<'_>) {

@@ -60,7 +60,8 @@ async fn a_query_for_nothing_is_answered_with_nothing(connection: &mut Connectio
     connection.negotiate().await;
     let id = &unique("nothing");
     connection.create(id, &["true"]).await;
-    for query in ["", "{}", r#"{"PropertyTypes":[]}"#, r#"{"PropertyTypes":["Network","NoSuch"]}"#] {
+    for query in ["", "{}", r#"{"PropertyTypes":[]}"#, r#"{"PropertyTypes":["Network","NoSuch"]}"#]
+    {
         assert_eq!(properties(connection, id, query).await, json!({}), "{query:?}");
     }
     let answer = connection.call(MessageType::GET_PROPERTIES, id, json!({})).await;
@@ -68,7 +69,9 @@ async fn a_query_for_nothing_is_answered_with_nothing(connection: &mut Connectio
     connection.delete(id).await.expect_success();
 }
 
-async fn a_resource_that_is_unknown_or_without_settings_is_refused(connection: &mut Connection<'_>) {
+async fn a_resource_that_is_unknown_or_without_settings_is_refused(
+    connection: &mut Connection<'_>,
+) {
     connection.negotiate().await;
     for target in [UVM_ID, "nowhere"] {
         for (request, code) in [
@@ -76,7 +79,10 @@ async fn a_resource_that_is_unknown_or_without_settings_is_refused(connection: &
             (json!({"Settings": {}}), HResult::FAIL),
             (json!({"ResourceType": "MappedVirtualDisk"}), HResult::INVALID_JSON),
             (json!({"ResourceType": "CombinedLayers", "Settings": "text"}), HResult::INVALID_JSON),
-            (json!({"ResourceType": "CombinedLayers", "Settings": {"Layers": 7}}), HResult::INVALID_JSON),
+            (
+                json!({"ResourceType": "CombinedLayers", "Settings": {"Layers": 7}}),
+                HResult::INVALID_JSON,
+            ),
         ] {
             let body = json!({"Request": request});
             let answer = connection.call(MessageType::MODIFY_SETTINGS, target, body).await;

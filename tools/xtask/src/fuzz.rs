@@ -91,7 +91,7 @@ fn fuzz(workspace: &Workspace, target: &str, seconds: u32) -> anyhow::Result<()>
         .args([workspace.fuzz_target()])
         .args([target])
         .args([corpus, own.join("seeds").join(target)])
-        .args(["--", "-verbosity=0", "-print_final_stats=1", "-max_len=8192"])
+        .args(["--", "-verbosity=0", "-print_funcs=0", "-max_len=8192"])
         .args(["-rss_limit_mb=1024", "-malloc_limit_mb=64", "-timeout=10"])
         .args([format!("-max_total_time={seconds}")])
         .env("RUSTC_BOOTSTRAP", "1")

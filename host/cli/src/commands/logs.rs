@@ -34,7 +34,10 @@ impl Logs {
         let place = self.uvm.place()?;
         let request = Request::Log { container: self.container, follow: self.follow };
         let mut signals = Signals::take_over()?;
-        signals.interrupt(client::log(&place, &request)).await?;
-        Ok(0)
+        match signals.interrupt(client::log(&place, &request)).await {
+            // The usual way to leave a log that is followed.
+            Err(Error::Interrupted(signal)) if self.follow => Ok(128 + signal.unsigned_abs()),
+            outcome => outcome.map(|()| 0),
+        }
     }
 }

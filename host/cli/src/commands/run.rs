@@ -15,7 +15,7 @@ use crate::options::{Global, Process, ProcessOptions, VmOptions, absolute};
 use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::signals::Signals;
-use crate::{client, container_id, output};
+use crate::{children, client, container_id, output};
 
 /// How long the removal of a container may take before the utility VM goes with it in it.
 const REMOVAL: Duration = Duration::from_secs(10);
@@ -105,7 +105,8 @@ impl Run {
         }
         let container = Plan { id, layers, hostname: self.hostname, process };
         let booting = progress.spinner("booting the utility VM");
-        let uvm = signals.interrupt(vm.builder(&container.id).start()).await?;
+        let starting = async { Ok(vm.builder(&container.id).start().await?) };
+        let uvm = children::boot(signals, starting).await?;
         drop(booting);
         let outcome = container.run(&uvm, progress, signals).await;
         // Whoever does not want to wait may go: the machine ends with this process.

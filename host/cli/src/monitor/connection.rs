@@ -148,6 +148,9 @@ async fn run(
         return Ok(Some(Reply::Started { container, pid, stdin, stdout, stderr }));
     }
     let outcome = accompany(channel, entry.id(), child).await;
+    if matches!(outcome, Some(Ok(_))) {
+        entry.exited().await;
+    }
     discard(monitor, &entry).await;
     Ok(outcome.map(exited))
 }

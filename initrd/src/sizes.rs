@@ -65,6 +65,7 @@ impl SizeTable {
             Compression::None => Compression::None,
             Compression::Gzip(_) => Compression::Gzip(1),
             Compression::Zstd(_) => Compression::Zstd(1),
+            Compression::Lz4(_) => Compression::Lz4(1),
         };
         let mut rows = Vec::new();
         for (path, entry) in tree.iter().filter(|(_, entry)| !entry.node.data().is_empty()) {

@@ -1,7 +1,8 @@
 //! Moves bytes between a process's sockets and this process's standard streams.
 //!
-//! One thread for each direction: regular files and terminals cannot be polled by a runtime, and
-//! `splice` wants to block. With a pipe on the local side, bytes never enter this process.
+//! One thread for each direction, for regular files and terminals may block whatever a runtime
+//! does. With a pipe on the local side, bytes never enter this process. No call blocks in a splice:
+//! it would hold the pipe's lock, and the other end of the pipe could not even read what is there.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,7 +38,7 @@ impl Streams {
     /// Starts to relay them to this process's own.
     pub(crate) fn relay(self) -> io::Result<Outputs> {
         for socket in [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten() {
-            ioctl_fionbio(socket, false)?;
+            ioctl_fionbio(socket, true)?;
         }
         if let Some(socket) = self.stdin {
             spawn("stdin", move || input(rustix::stdio::stdin(), &socket))?;
@@ -106,7 +107,7 @@ fn copy(
     let file = is(from, FileType::RegularFile);
     if pipe || file {
         let moved = pump(from, to, watched, || match pipe {
-            true => splice(from, None, to, None, CHUNK, SpliceFlags::empty()),
+            true => splice(from, None, to, None, CHUNK, SpliceFlags::NONBLOCK),
             false => sendfile(to, from, None, CHUNK),
         });
         match moved {
@@ -138,19 +139,20 @@ fn pump(
     mut step: impl FnMut() -> rustix::io::Result<usize>,
 ) -> rustix::io::Result<()> {
     loop {
-        if let Some(watched) = watched {
-            let mut polled =
-                [PollFd::new(&from, PollFlags::IN), PollFd::new(&watched, PollFlags::empty())];
-            wait(&mut polled)?;
-            if polled[1].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
-                return Ok(());
+        let readable = PollFd::new(&from, PollFlags::IN);
+        match &watched {
+            None => wait(&mut [readable])?,
+            Some(watched) => {
+                let mut polled = [readable, PollFd::new(watched, PollFlags::empty())];
+                wait(&mut polled)?;
+                if polled[1].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+                    return Ok(());
+                }
             }
         }
         match step() {
             Ok(0) => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
-            // Somebody else has set the local side to not block.
-            Err(Errno::AGAIN) if watched.is_some() => {}
             Err(Errno::AGAIN) => wait(&mut [PollFd::new(&to, PollFlags::OUT)])?,
             Err(error) => return Err(error),
         }
@@ -202,6 +204,21 @@ mod tests {
         writer.join().unwrap();
         relay.join().unwrap().unwrap();
         assert!(got == pattern());
+    }
+
+    #[test]
+    fn output_can_be_read_from_a_pipe_while_the_process_goes_on() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let (mut read, write) = io::pipe().unwrap();
+        let relay = thread::spawn(move || output(&near.into(), write.as_fd()));
+        for word in [b"early", b"later"] {
+            far.write_all(word).unwrap();
+            let mut got = [0; 5];
+            read.read_exact(&mut got).unwrap();
+            assert_eq!(&got, word);
+        }
+        drop(far);
+        relay.join().unwrap().unwrap();
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cost {
     pub(crate) guest: u64,
+    /// The agent's one lasting thread: those that mount come and go, and their count with them.
     pub(crate) agent: u64,
 }
 
@@ -23,7 +24,7 @@ const SCRIPT: &str = r#"
 while read -r what pid; do
   case $what in
   c) while read -r l; do case $l in cpu*) echo "$l";; esac; done < /proc/schedstat
-     for t in /proc/$pid/task/*; do read -r a b < $t/schedstat && echo "task $a"; done;;
+     read -r a b < /proc/$pid/schedstat && echo "task $a";;
   m) while read -r k v u; do case $k in VmRSS:) echo "rss $v";; esac; done < /proc/$pid/status;;
   a) for p in /proc/[0-9]*; do
        read -r n < $p/comm && case $n in linkspan-agent) echo "pid ${p#/proc/}";; esac
@@ -84,8 +85,8 @@ impl Counters {
         }
         let third = self.read().await?;
         let own = |of: fn(&Cost) -> u64| {
-            let look = of(&second) - of(&first);
-            (of(&third) - of(&second)).saturating_sub(look) / times
+            let look = of(&second).saturating_sub(of(&first));
+            of(&third).saturating_sub(of(&second)).saturating_sub(look) / times
         };
         Ok(Cost { guest: own(|cost| cost.guest), agent: own(|cost| cost.agent) })
     }

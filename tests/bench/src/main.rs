@@ -188,6 +188,15 @@ fn dd(bytes: u64) -> ProcessSpec {
     ProcessSpec::new(["/bin/busybox", "dd", "if=/dev/zero", "bs=65536", &count])
 }
 
+/// Swallows its input and says how many bytes that were.
+const SINK: &str = "exec /bin/busybox dd of=/dev/null bs=65536 2>&1";
+
+fn counted(output: &str, bytes: u64) -> Result<()> {
+    let wanted = format!("{bytes} bytes");
+    anyhow::ensure!(output.contains(&wanted), "{wanted} should have arrived: {output:?}");
+    Ok(())
+}
+
 async fn raw_output(uvm: &UtilityVm, bytes: u64) -> Result<Duration> {
     let mut args = dd(bytes).args.into_iter();
     let program = args.next().context("a program")?;
@@ -197,7 +206,7 @@ async fn raw_output(uvm: &UtilityVm, bytes: u64) -> Result<Duration> {
 }
 
 async fn raw_input(uvm: &UtilityVm, bytes: u64) -> Result<Duration> {
-    let child = uvm.command("/bin/busybox").args(["wc", "-c"]).spawn().await?;
+    let child = uvm.command("/bin/busybox").args(["sh", "-c", SINK]).spawn().await?;
     feed_input(child, bytes).await
 }
 
@@ -233,8 +242,7 @@ async fn feed_input(mut child: linkspan_host::Child, bytes: u64) -> Result<Durat
     drop(stdin);
     let output = child.wait_with_output().await?;
     let took = began.elapsed();
-    let counted = String::from_utf8_lossy(&output.stdout);
-    anyhow::ensure!(counted.trim() == bytes.to_string(), "{counted} bytes of {bytes} arrived");
+    counted(&String::from_utf8_lossy(&output.stdout), bytes)?;
     Ok(took)
 }
 

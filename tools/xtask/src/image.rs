@@ -83,7 +83,11 @@ fn build_image(workspace: &Workspace, package: &Path, force: bool) -> anyhow::Re
         .vmlinux(true)
         .build(&directory, &mut |event| progress.report(event))?;
     let copy = directory.join("agent");
-    fs::copy(&agent, &copy).with_context(|| format!("cannot write {}", copy.display()))?;
+    // A program that runs cannot be written over; it can be replaced.
+    let fresh = directory.join("agent.new");
+    fs::copy(&agent, &fresh)
+        .and_then(|_| fs::rename(&fresh, &copy))
+        .with_context(|| format!("cannot write {}", copy.display()))?;
     let sizes = directory.join(SIZES);
     let table = format!("{}\n", image.sizes);
     fs::write(&sizes, &table).with_context(|| format!("cannot write {}", sizes.display()))?;

@@ -59,7 +59,7 @@ pub enum Error {
     #[error("{0} is not supported")]
     NotSupported(String),
     /// The container runtime failed.
-    #[error("{operation} container {id:?}: {reason}")]
+    #[error("{reason}")]
     Runtime {
         /// create, start, exec or delete.
         operation: &'static str,

@@ -44,7 +44,11 @@ fn contain(arguments: &[String]) -> io::Result<i32> {
             | CloneFlags::CLONE_NEWNET,
     )?;
     let inside = match fork()? {
-        Forked::Child => std::process::exit(inside(arguments)),
+        Forked::Child => {
+            // Should the outside be killed, the kernel ends the inside.
+            let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+            std::process::exit(inside(arguments))
+        }
         Forked::Parent(inside) => inside,
     };
     let raw = rustix::process::Pid::from_raw(inside.as_raw()).ok_or(io::ErrorKind::InvalidData)?;

@@ -122,8 +122,8 @@ impl UtilityVm {
 
     /// Ends it. Returns when nothing of it is left.
     pub async fn terminate(&self) {
-        self.shared.vmm.terminate().await;
         self.shared.bridge.close(CloseReason::Local);
+        self.shared.vmm.terminate().await;
     }
 }
 

@@ -95,6 +95,13 @@ pub struct VmExit {
     pub reason: String,
 }
 
+/// A console that goes on.
+#[async_trait]
+pub trait FollowConsole: Send {
+    /// What has come since the last look; waits for it. `None` at the end.
+    async fn next(&mut self) -> Option<String>;
+}
+
 /// One running machine.
 #[async_trait]
 pub trait Vmm: Send + Sync + fmt::Debug {
@@ -129,4 +136,15 @@ pub trait Vmm: Send + Sync + fmt::Debug {
 
     /// The last lines of the console.
     fn console_tail(&self) -> String;
+
+    /// All of the console that is kept.
+    fn console(&self) -> String {
+        self.console_tail()
+    }
+
+    /// The console from the oldest that is kept, and on to its end; `None` where it cannot be
+    /// followed.
+    fn follow_console(&self) -> Option<Box<dyn FollowConsole>> {
+        None
+    }
 }

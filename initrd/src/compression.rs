@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn every_compression_gives_the_data_back() {
         let data: Vec<u8> = (0..600_000_u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
-                let all =
+        let all =
             [Compression::None, Compression::Gzip(6), Compression::Zstd(3), Compression::Lz4(9)];
         for compression in all {
             let mut taken = 0;

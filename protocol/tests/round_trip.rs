@@ -43,17 +43,19 @@ fn resource() -> impl Strategy<Value = Resource> {
             }
             .into()
         ),
-        (text(), prop::collection::vec(text(), 0..5), text()).prop_map(|(root, layers, scratch)| {
-            let layers =
-                layers.into_iter().map(|path| Layer { path, ..Layer::default() }).collect();
-            CombinedLayers {
-                container_root_path: root,
-                layers,
-                scratch_path: scratch,
-                ..CombinedLayers::default()
+        (text(), prop::collection::vec(text(), 0..5), text()).prop_map(
+            |(root, layers, scratch)| {
+                let layers =
+                    layers.into_iter().map(|path| Layer { path, ..Layer::default() }).collect();
+                CombinedLayers {
+                    container_root_path: root,
+                    layers,
+                    scratch_path: scratch,
+                    ..CombinedLayers::default()
+                }
+                .into()
             }
-            .into()
-        }),
+        ),
         (text(), text(), any::<u16>(), any::<u8>(), any::<bool>()).prop_map(
             |(namespace_id, address, metric, prefix_length, enable_low_metric)| Network {
                 namespace_id,
@@ -125,8 +127,9 @@ fn request() -> impl Strategy<Value = Request> {
                     },
                 })
             }),
-        (modify(), resource())
-            .prop_map(|(modify, resource)| Request::ModifySettings(ModifySettings::new(modify, resource))),
+        (modify(), resource()).prop_map(|(modify, resource)| Request::ModifySettings(
+            ModifySettings::new(modify, resource)
+        )),
     ]
 }
 

@@ -122,7 +122,11 @@ fn refusal(error: LibcontainerError) -> Refusal {
                 }
                 cause = inner.source();
             }
-            Refusal::Other(text)
+            // What our own executor says needs no introduction.
+            match text.find("executable \"") {
+                Some(at) => Refusal::Other(text[at..].to_owned()),
+                None => Refusal::Other(text),
+            }
         }
     }
 }

@@ -38,9 +38,9 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-pub use console::ConsoleFollower;
-pub use error::QemuError;
-pub use options::{Accel, QemuOptions};
+pub(crate) use error::QemuError;
+pub use options::Accel;
+pub(crate) use options::QemuOptions;
 
 use self::arguments::Machine;
 use self::console::Console;
@@ -48,7 +48,7 @@ use self::disks::Disks;
 use self::process::Process;
 use self::qmp::Qmp;
 use self::vsock::Vsock;
-use super::{Accept, Disk, PortListener, ScsiAddress, VmExit, Vmm};
+use super::{Accept, Disk, FollowConsole, PortListener, ScsiAddress, VmExit, Vmm};
 use crate::Result;
 
 /// How long QEMU may take to end in good order.
@@ -59,7 +59,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// A machine on QEMU. Dropping it kills it.
 #[derive(Debug)]
-pub struct Qemu {
+pub(crate) struct Qemu {
     description: String,
     process: Arc<Process>,
     qmp: Qmp,
@@ -77,7 +77,7 @@ impl Qemu {
     /// # Errors
     ///
     /// [`QemuError`], as [`crate::Error`], says what to do about it.
-    pub async fn start(options: QemuOptions) -> Result<Self> {
+    pub(crate) async fn start(options: QemuOptions) -> Result<Self> {
         Ok(Self::launch(options).await?)
     }
 
@@ -160,21 +160,6 @@ impl Qemu {
             exit,
         })
     }
-
-    /// All of the console that is kept (256 KiB), with control characters made harmless.
-    pub fn console(&self) -> String {
-        self.console.text()
-    }
-
-    /// Reads the console from the oldest kept byte on, and follows it.
-    pub fn follow_console(&self) -> ConsoleFollower {
-        self.console.follow()
-    }
-
-    /// QEMU's process id.
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
-    }
 }
 
 #[async_trait]
@@ -226,6 +211,14 @@ impl Vmm for Qemu {
             Some(exit) => format!("{}, then ended: {}", self.console.phase(), exit.reason),
             None => self.console.phase().to_string(),
         }
+    }
+
+    fn console(&self) -> String {
+        self.console.text()
+    }
+
+    fn follow_console(&self) -> Option<Box<dyn FollowConsole>> {
+        Some(Box::new(self.console.follow()))
     }
 
     fn console_tail(&self) -> String {

@@ -12,8 +12,8 @@ use std::os::unix::net::UnixStream;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
-use nix::time::{ClockId, clock_gettime};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+use nix::time::{ClockId, clock_gettime};
 
 fn main() {
     if let Err(error) = answer() {

@@ -4,7 +4,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use linkspan_tests::{Backend, Remains, Said, User, block_on, cli, on_both_backends, pid_in, rootfs};
+use linkspan_tests::{
+    Backend, Remains, Said, User, block_on, cli, on_both_backends, pid_in, rootfs,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -53,7 +55,8 @@ async fn cli_run_tells_programs_that_cannot_run_by_its_exit_code(backend: Backen
 
 async fn cli_run_passes_signals_on(backend: Backend) {
     let user = User::of(backend);
-    let script = "trap 'exit 21' INT; trap 'exit 22' TERM; echo ready; while :; do sleep 0.05; done";
+    let script =
+        "trap 'exit 21' INT; trap 'exit 22' TERM; echo ready; while :; do sleep 0.05; done";
     for (signal, code) in [(Signal::INT, 21), (Signal::TERM, 22)] {
         let args = user.run_args(&[], &["sh", "-c", script]);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -95,10 +98,12 @@ async fn cli_a_terminal_is_a_terminal(backend: Backend) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
-    let size = |rows, columns| Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size =
+        |rows, columns| Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(&master, size(37, 111)).unwrap();
     let slave = ptsname(&master, Vec::new()).unwrap();
-    let slave = std::fs::File::options().read(true).write(true).open(slave.to_str().unwrap()).unwrap();
+    let slave =
+        std::fs::File::options().read(true).write(true).open(slave.to_str().unwrap()).unwrap();
     // A session of its own, whose terminal this is.
     let mut command = user.command(Path::new("setsid"));
     command.args(["--ctty", "--wait"]).arg(cli()).args(user.run_args(&["-i", "-t"], &["sh"]));
@@ -133,6 +138,8 @@ async fn cli_a_terminal_is_a_terminal(backend: Backend) {
 /// The other side of a terminal.
 struct Screen {
     master: OwnedFd,
+    /// What has come and was not asked for yet.
+    seen: String,
     reader: tokio::fs::File,
     writer: tokio::fs::File,
 }
@@ -140,7 +147,7 @@ struct Screen {
 impl Screen {
     fn new(master: OwnedFd) -> Self {
         let file = || tokio::fs::File::from_std(std::fs::File::from(master.try_clone().unwrap()));
-        Self { reader: file(), writer: file(), master }
+        Self { reader: file(), writer: file(), master, seen: String::new() }
     }
 
     async fn type_in(&mut self, text: &str) {
@@ -148,16 +155,18 @@ impl Screen {
         self.writer.flush().await.unwrap();
     }
 
-    /// Reads until `text` appears.
+    /// Reads until `text` appears; returns all up to there.
     async fn expect(&mut self, text: &str) -> String {
-        let mut seen = String::new();
-        while !seen.contains(text) {
+        loop {
+            if let Some(at) = self.seen.find(text) {
+                let rest = self.seen.split_off(at + text.len());
+                return std::mem::replace(&mut self.seen, rest);
+            }
             let mut buffer = [0; 1024];
             let read = timeout(Duration::from_secs(60), self.reader.read(&mut buffer)).await;
-            let len = read.unwrap_or_else(|_| panic!("no {text:?} in {seen:?}")).unwrap();
-            seen.push_str(&String::from_utf8_lossy(&buffer[..len]));
+            let len = read.unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.seen)).unwrap();
+            self.seen.push_str(&String::from_utf8_lossy(&buffer[..len]));
         }
-        seen
     }
 }
 
@@ -198,7 +207,11 @@ async fn cli_a_named_machine_lives_until_it_is_stopped(backend: Backend) {
     let said = user.say(&["wait", "web"], b"").await;
     assert!(said.code == Some(137) || said.out.contains("137"), "{said:?}");
     let list = json(&user.say(&["--json", "ps"], b"").await);
-    assert_eq!((&list[0]["state"], &list[0]["exit_code"]), (&"exited".into(), &137.into()), "{list}");
+    assert_eq!(
+        (&list[0]["state"], &list[0]["exit_code"]),
+        (&"exited".into(), &137.into()),
+        "{list}"
+    );
 
     let unknown = user.say(&["exec", "--uvm", "other", "web", "true"], b"").await;
     assert!(unknown.code == Some(125) && unknown.err.contains("\"other\""), "{unknown:?}");
@@ -242,7 +255,8 @@ fn cli_bad_input_is_named_with_exit_code_125() {
             path.to_string_lossy().into_owned()
         };
         let root = rootfs().to_string_lossy().into_owned();
-        let (notes, gzip) = (file("notes.txt", b"notes"), file("cut.tar.gz", &[0x1f, 0x8b, 8, 0, 0]));
+        let (notes, gzip) =
+            (file("notes.txt", b"notes"), file("cut.tar.gz", &[0x1f, 0x8b, 8, 0, 0]));
         let loopback = ["run", "--vmm", "loopback"];
         let mut wrong = Vec::new();
         for (args, named) in [

@@ -123,9 +123,10 @@ fn nothing_is_left_when_the_loopback_agents_keeper_is_killed() {
         let keeper = rustix::process::Pid::from_raw(keeper).unwrap();
         rustix::process::kill_process(keeper, rustix::process::Signal::KILL).unwrap();
         let exit = timeout(Duration::from_secs(5), vm.exited()).await;
-        assert!(!exit.expect("its end is noticed").clean);
+        let exit = exit.expect("its end is noticed");
         vm.terminate().await;
         remains.gone_within(SOON).await;
+        assert!(!exit.clean, "{exit:?}");
     });
 }
 

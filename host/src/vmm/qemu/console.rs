@@ -175,18 +175,19 @@ impl Console {
 
 /// Reads a console from the oldest byte that is kept, and waits for more.
 #[derive(Debug, Clone)]
-pub struct ConsoleFollower {
+pub(super) struct ConsoleFollower {
     state: Arc<Mutex<State>>,
     progress: watch::Receiver<(u64, bool)>,
     offset: u64,
 }
 
-impl ConsoleFollower {
+#[async_trait::async_trait]
+impl crate::vmm::FollowConsole for ConsoleFollower {
     /// The next piece of text, with control characters made harmless; `None` once the machine has
     /// ended and all has been read. A reader that is more than 256 KiB behind misses some.
     ///
     /// Dropping the future loses nothing.
-    pub async fn next(&mut self) -> Option<String> {
+    async fn next(&mut self) -> Option<String> {
         loop {
             // Marked as seen before the look: what comes after it wakes us.
             let open = self.progress.borrow_and_update().1;

@@ -21,9 +21,9 @@ pub enum Accel {
     Tcg,
 }
 
-/// What a machine is to be like. Made by [`QemuOptions::new`]; change the fields that matter.
+/// What a machine is to be like.
 #[derive(Debug, Clone)]
-pub struct QemuOptions {
+pub(crate) struct QemuOptions {
     /// For people, in process lists.
     pub name: String,
     /// A bzImage, or an ELF vmlinux with a PVH entry.
@@ -53,7 +53,8 @@ pub struct QemuOptions {
 
 impl QemuOptions {
     /// One processor, 512 MiB, and KVM if it works.
-    pub fn new(
+    #[cfg(test)]
+    pub(crate) fn new(
         name: impl Into<String>,
         kernel: impl Into<PathBuf>,
         initrd: impl Into<PathBuf>,

@@ -1,6 +1,7 @@
 use std::io::Write;
 
 use super::*;
+use crate::vmm::FollowConsole;
 
 fn phase_after(pieces: &[&str]) -> Phase {
     let mut tracker = PhaseTracker::default();

@@ -1,5 +1,6 @@
 //! The `linkspan` program.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Child;
 use tokio::time::timeout;
 
 on_both_backends!(alone:
@@ -20,6 +22,8 @@ on_both_backends!(alone:
     cli_run_passes_signals_on,
     cli_run_leaves_nothing_when_it_is_killed,
     cli_a_terminal_is_a_terminal,
+    cli_control_c_at_a_terminal_ends_the_run_and_leaves_nothing,
+    cli_a_terminal_that_goes_away_leaves_nothing,
     cli_a_named_machine_lives_until_it_is_stopped,
     cli_a_foreign_host_gets_the_guests_connections,
 );
@@ -95,22 +99,7 @@ async fn cli_run_leaves_nothing_when_it_is_killed(backend: Backend) {
 
 async fn cli_a_terminal_is_a_terminal(backend: Backend) {
     let user = User::of(backend);
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-    grantpt(&master).unwrap();
-    unlockpt(&master).unwrap();
-    let size =
-        |rows, columns| Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    tcsetwinsize(&master, size(37, 111)).unwrap();
-    let slave = ptsname(&master, Vec::new()).unwrap();
-    let slave =
-        std::fs::File::options().read(true).write(true).open(slave.to_str().unwrap()).unwrap();
-    // A session of its own, whose terminal this is.
-    let mut command = user.command(Path::new("setsid"));
-    command.args(["--ctty", "--wait"]).arg(cli()).args(user.run_args(&["-i", "-t"], &["sh"]));
-    command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
-    let mut child = command.spawn().unwrap();
-    drop(command);
-    let mut screen = Screen::new(master);
+    let (mut child, mut screen) = at_terminal(&user, &["-i", "-t"], &["sh"]);
     screen.expect("# ").await;
     screen.type_in("stty size; tty\n").await;
     let text = screen.expect("/dev/pts/").await;
@@ -125,13 +114,71 @@ async fn cli_a_terminal_is_a_terminal(backend: Backend) {
         }
         assert!(Instant::now() < deadline, "no resize: {text:?}");
     }
-    screen.type_in("sleep 1000\n").await;
-    screen.expect("sleep 1000\r\n").await;
+    // The shell has left its line editor, which takes Ctrl-C for itself, when the program speaks.
+    screen.type_in("sh -c 'echo begun; exec sleep 1000'\n").await;
+    screen.expect("\r\nbegun\r\n").await;
     screen.type_in("\x03").await;
     screen.expect("# ").await;
     screen.type_in("exit 7\n").await;
     let status = timeout(Duration::from_secs(20), child.wait()).await;
     assert_eq!(status.expect("it ends with its shell").unwrap().code(), Some(7));
+    assert_eq!(left_of(&user), Vec::<String>::new());
+}
+
+const fn size(rows: u16, columns: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+/// Runs a container from a terminal of 37 rows and 111 columns.
+fn at_terminal(user: &User, options: &[&str], words: &[&str]) -> (Child, Screen) {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    tcsetwinsize(&master, size(37, 111)).unwrap();
+    let path = ptsname(&master, Vec::new()).unwrap();
+    let slave = File::options().read(true).write(true).open(path.to_str().unwrap()).unwrap();
+    // A session of its own, whose terminal this is.
+    let mut command = user.command(Path::new("setsid"));
+    command.args(["--ctty", "--wait"]).arg(cli()).args(user.run_args(options, words));
+    let copy = || slave.try_clone().unwrap();
+    command.stdin(copy()).stdout(copy()).stderr(copy());
+    (command.spawn().unwrap(), Screen::new(master))
+}
+
+/// What a machine of this run has on this host, once its program speaks.
+async fn begun(child: &Child, screen: &mut Screen) -> Vec<Remains> {
+    screen.expect("begun\r\n").await;
+    let machines = Remains::children_of(child.id().unwrap());
+    assert!(machines.iter().any(|machine| machine.processes() > 0));
+    machines
+}
+
+async fn cli_control_c_at_a_terminal_ends_the_run_and_leaves_nothing(backend: Backend) {
+    let user = User::of(backend);
+    let script = "trap 'exit 23' INT; echo begun; while :; do sleep 0.05; done";
+    let (mut child, mut screen) = at_terminal(&user, &[], &["sh", "-c", script]);
+    let machines = begun(&child, &mut screen).await;
+    screen.type_in("\x03").await;
+    let status = timeout(Duration::from_secs(20), child.wait()).await;
+    let status = status.expect("Ctrl-C ends it").unwrap();
+    for machine in machines {
+        machine.gone_within(Duration::from_secs(5)).await;
+    }
+    assert_eq!(status.code(), Some(23));
+    assert_eq!(left_of(&user), Vec::<String>::new());
+}
+
+async fn cli_a_terminal_that_goes_away_leaves_nothing(backend: Backend) {
+    let user = User::of(backend);
+    let script = "echo begun; exec sleep 100000";
+    let (mut child, mut screen) = at_terminal(&user, &["-i", "-t"], &["sh", "-c", script]);
+    let machines = begun(&child, &mut screen).await;
+    drop(screen);
+    let status = timeout(Duration::from_secs(20), child.wait()).await;
+    status.expect("without its terminal it ends").unwrap();
+    for machine in machines {
+        machine.gone_within(Duration::from_secs(5)).await;
+    }
     assert_eq!(left_of(&user), Vec::<String>::new());
 }
 
@@ -146,7 +193,7 @@ struct Screen {
 
 impl Screen {
     fn new(master: OwnedFd) -> Self {
-        let file = || tokio::fs::File::from_std(std::fs::File::from(master.try_clone().unwrap()));
+        let file = || tokio::fs::File::from_std(File::from(master.try_clone().unwrap()));
         Self { reader: file(), writer: file(), master, seen: String::new() }
     }
 

@@ -56,6 +56,7 @@ pub enum End {
 /// # Errors
 /// Only what makes it impossible to begin; a lost connection is made anew.
 pub fn run(options: Options) -> io::Result<End> {
+    crate::cgroup::make(&options.cgroup);
     // Before anything is open, and with one thread.
     crate::name_process(c"linkspan-agent");
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;

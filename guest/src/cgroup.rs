@@ -17,7 +17,8 @@ use crate::error::Context;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-fn is_unified() -> bool {
+/// Whether this machine has version 2 alone.
+pub(crate) fn is_unified() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
@@ -27,6 +28,20 @@ fn directory(controller: &str, path: &Path) -> PathBuf {
     match is_unified() {
         true => Path::new(ROOT).join(relative),
         false => Path::new(ROOT).join(controller).join(relative),
+    }
+}
+
+/// Makes a cgroup that containers' are made in: two of them would race for it.
+pub(crate) fn make(path: &Path) {
+    let controllers = fs::read_dir(ROOT).into_iter().flatten().flatten();
+    let roots: Vec<PathBuf> = match is_unified() {
+        true => vec![PathBuf::from(ROOT)],
+        false => controllers.map(|entry| entry.path()).collect(),
+    };
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    for root in roots.iter().filter(|root| root.is_dir()) {
+        // What is missing will be made, or be missed, with the container.
+        let _ = fs::create_dir_all(root.join(relative));
     }
 }
 

@@ -13,6 +13,7 @@ mod bundle;
 mod create;
 mod exec;
 mod user;
+mod workdir;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

@@ -41,6 +41,13 @@ pub(crate) async fn modify(uvm: &Uvm, target: &ContainerId, request: ModifyReque
         (Resource::CombinedLayers(layers), ModifyType::Remove) => {
             combined_layers::remove(layers).await
         }
+        // What cannot be added yet is not there, and taking away what is not there succeeds.
+        (Resource::MappedDirectory(directory), ModifyType::Remove) => {
+            mapped_virtual_disk::remove_mount(&directory.mount_path).await
+        }
+        (Resource::VpmemDevice(device), ModifyType::Remove) => {
+            mapped_virtual_disk::remove_mount(&device.mount_path).await
+        }
         (Resource::ScsiDevice(device), ModifyType::Remove) => uvm.disks.unplug(DiskAddress {
             controller: device.controller,
             lun: device.lun,

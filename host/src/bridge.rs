@@ -29,6 +29,9 @@ const ANSWER: Duration = Duration::from_secs(300);
 /// How long a guest may stay away after a lost connection.
 const RECONNECT: Duration = Duration::from_secs(15);
 
+/// How long the reason for a machine's end may take to arrive.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// How long a connected guest has to negotiate.
 const NEGOTIATION: Duration = Duration::from_secs(30);
 
@@ -297,6 +300,9 @@ async fn run(
             _ = &mut dropped => return shared.close(CloseReason::Local),
         };
         let Some(stream) = again else {
+            // Where the machine has ended, whoever watches it knows a better reason.
+            let mut closed = shared.closed.subscribe();
+            let _ = tokio::time::timeout(LAST_WORD, closed.wait_for(Option::is_some)).await;
             return shared.close(CloseReason::Transport(ended));
         };
         shared.lock().client.reconnect();

@@ -1,7 +1,8 @@
 //! Containers.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use linkspan_protocol::message::{
     ContainerId, ContainerMetrics, Create, DeleteContainerState, GetProperties, HostedContainer,
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::error::Context;
 use crate::layers::{LayerPlan, LayerProgress, Layers, Source};
-use crate::process::{self, Child, Command, Start, Stdio};
+use crate::process::{self, Child, Command, ProcessHandle, Start, Stdio};
 use crate::spec::container_document;
 use crate::undo::{Step, Undo};
 use crate::uvm::Shared;
@@ -140,7 +141,10 @@ impl ContainerBuilder {
             Ok(exited)
         };
         match made.await {
-            Ok(exited) => Ok(Container { uvm, id: ContainerId(id), exited, teardown: undo }),
+            Ok(exited) => {
+                let init = Mutex::new(None);
+                Ok(Container { uvm, id: ContainerId(id), exited, init, teardown: undo })
+            }
             Err(error) => {
                 uvm.bridge.forget_container(&id);
                 // The first failure says what went wrong; what follows from it is logged.
@@ -169,8 +173,12 @@ pub struct Container {
     uvm: Arc<Shared>,
     id: ContainerId,
     exited: watch::Receiver<bool>,
+    init: Mutex<Option<ProcessHandle>>,
     teardown: Undo,
 }
+
+/// How long a killed init may take to end.
+const KILL: Duration = Duration::from_secs(10);
 
 impl Container {
     /// Its id.
@@ -185,7 +193,9 @@ impl Container {
     pub async fn start(&self, stdio: Stdio) -> Result<Child> {
         let what = || format!("start container {}", self.id);
         self.uvm.bridge.call(&self.id, &StartContainer {}, what).await?;
-        process::start(&self.uvm, &self.id, Start::Init, stdio).await
+        let init = process::start(&self.uvm, &self.id, Start::Init, stdio).await?;
+        *self.init.lock().unwrap_or_else(PoisonError::into_inner) = Some(init.handle().clone());
+        Ok(init)
     }
 
     /// A further process in it.
@@ -278,14 +288,19 @@ impl Container {
     /// The first failure; what can be removed is removed all the same.
     pub async fn delete(mut self) -> Result<()> {
         let what = || format!("delete container {}", self.id);
+        let init = self.init.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(init) = init
+            && !init.has_ended()
+        {
+            self.terminate().await?;
+            let late = |_| Error::TimedOut { what: what(), seconds: KILL.as_secs() };
+            tokio::time::timeout(KILL, init.wait()).await.map_err(late)??;
+        }
         let combined =
-            self.teardown.run_while(&self.uvm, |step| matches!(step, Step::Uncombine(_)));
-        let deleted = match combined.await {
-            // Its root is busy: it still runs.
-            Err(_) | Ok(()) => self.uvm.bridge.call(&self.id, &DeleteContainerState {}, what).await,
-        };
+            self.teardown.run_while(&self.uvm, |step| matches!(step, Step::Uncombine(_))).await;
+        let deleted = self.uvm.bridge.call(&self.id, &DeleteContainerState {}, what).await;
         self.uvm.bridge.forget_container(self.id.as_str());
         let rest = self.teardown.run(&self.uvm).await;
-        deleted.map(drop).and(rest)
+        combined.and(deleted.map(drop)).and(rest)
     }
 }

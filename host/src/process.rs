@@ -113,6 +113,11 @@ impl ProcessHandle {
         self.pid
     }
 
+    /// Whether its end has been told.
+    pub fn has_ended(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+
     /// Waits for the end. May be called by many, and again.
     ///
     /// # Errors

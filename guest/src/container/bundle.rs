@@ -70,6 +70,16 @@ impl Bundle {
         if let Value::Object(spec) = &mut self.spec {
             spec.remove("windows");
         }
+        // The runtime mounts version 1 hierarchies writable, whatever the options say.
+        if !crate::cgroup::is_unified()
+            && let Some(mounts) = self.spec["mounts"].as_array_mut()
+        {
+            let asks_read_only = |mount: &Value| {
+                let options = mount["options"].as_array();
+                options.is_some_and(|options| options.iter().any(|option| option == "ro"))
+            };
+            mounts.retain(|mount| mount["type"] != "cgroup" || !asks_read_only(mount));
+        }
     }
 
     /// Gives the container its name files, where the spec does not bring its own.

@@ -5,16 +5,15 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use linkspan_protocol::message::{Envelope, HostedContainer, NotificationType, SchemaVersion};
-use serde_json::Value;
 
 use super::bundle::Bundle;
-use super::{Container, new_pipes, user};
+use super::{Container, new_pipes, user, workdir};
 use crate::guest_path::{ContainerName, GuestPath};
 use crate::process::{Process, SignalCode};
 use crate::runtime::Job;
 use crate::stdio::{Pipes, Streams};
 use crate::storage::make_directory;
-use crate::terminal::{ConsoleSocket, Terminal};
+use crate::terminal::ConsoleSocket;
 use crate::uvm::Uvm;
 use crate::{Error, Result, cgroup};
 
@@ -43,6 +42,9 @@ pub(crate) async fn create(
     uvm.ready().await;
 
     let made = make_directory(bundle.directory.as_path(), 0o755)?;
+    if let Some(cwd) = bundle.spec["process"]["cwd"].as_str() {
+        workdir::make(&bundle.root, cwd);
+    }
     bundle.add_name_files()?;
     bundle.write()?;
     let (init, pipes) = make(uvm, id, &bundle).await.inspect_err(|_| {
@@ -108,9 +110,6 @@ async fn make(
             Some(console) => Some(console.receive().await?),
             None => None,
         };
-        if let Some(terminal) = &terminal {
-            resize(terminal, &bundle.spec["process"])?;
-        }
         Ok(Process::new(child, terminal))
     };
     match made.await {
@@ -120,15 +119,4 @@ async fn make(
             Err(error)
         }
     }
-}
-
-/// Gives a terminal the size that an OCI process asks for.
-pub(super) fn resize(terminal: &Terminal, process: &Value) -> Result<()> {
-    let size = |name: &str| {
-        process["consoleSize"][name].as_u64().and_then(|size| u16::try_from(size).ok())
-    };
-    let (Some(rows), Some(columns)) = (size("height"), size("width")) else { return Ok(()) };
-    terminal
-        .resize(rows, columns)
-        .map_err(|source| Error::Io { what: "set the terminal's size".to_owned(), source })
 }

@@ -4,8 +4,7 @@ use std::rc::Rc;
 
 use serde_json::Value;
 
-use super::create::resize;
-use super::{Container, new_pipes, user};
+use super::{Container, new_pipes, user, workdir};
 use crate::process::{Process, SignalCode};
 use crate::relay::Relay;
 use crate::runtime::Job;
@@ -26,6 +25,10 @@ impl Container {
             return Err(Error::ContainerNotRunning(self.id.clone()));
         }
         self.inherit(&mut process)?;
+        if let Some(cwd) = process["cwd"].as_str() {
+            let root = format!("/proc/{}/root", self.init.pid());
+            workdir::check(root.as_ref(), cwd)?;
+        }
         let host = ports.dial(&uvm.host).await?;
         let expectation = uvm.reaper.expect();
         let terminal = process["terminal"].as_bool().unwrap_or_default();
@@ -54,7 +57,6 @@ impl Container {
             }
             Some(console) => {
                 let terminal = console.receive().await.inspect_err(|_| drop(child.signal(9)))?;
-                resize(&terminal, &process)?;
                 let relay = Relay::terminal(&terminal, host).map_err(io)?;
                 let made = Process::new(child, Some(terminal));
                 made.attach(relay);

@@ -37,6 +37,12 @@ pub(super) async fn add(uvm: &Uvm, disk: MappedVirtualDisk) -> Result<()> {
     .await
 }
 
+/// Takes down whatever is mounted at a path; nothing is fine as well.
+pub(super) async fn remove_mount(mount_path: &str) -> Result<()> {
+    let target = GuestPath::parse("MountPath", mount_path)?;
+    blocking(move || unmount(target.as_path())).await
+}
+
 pub(super) async fn remove(disk: MappedVirtualDisk) -> Result<()> {
     if disk.mount_path.is_empty() {
         return Ok(());

@@ -22,6 +22,7 @@ impl Executor for Program {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        set_terminal_size(spec);
         let (program, args) = find(spec).map_err(ExecutorError::Other)?;
         let c_string = |text: &[u8]| {
             CString::new(text).map_err(|_| ExecutorError::Other("argument contains a NUL".into()))
@@ -32,6 +33,23 @@ impl Executor for Program {
         let Err(error) = execv(&path, &args);
         Err(ExecutorError::Other(reason(&program.to_string_lossy(), error)))
     }
+}
+
+/// The runtime makes a terminal of no size. What runs in it must not see that, so it is set from
+/// inside, before the program begins.
+fn set_terminal_size(spec: &Spec) {
+    let Some(process) = spec.process() else { return };
+    let Some(size) = process.console_size().filter(|_| process.terminal() == Some(true)) else {
+        return;
+    };
+    let fit = |size: u64| u16::try_from(size).unwrap_or(u16::MAX);
+    let size = rustix::termios::Winsize {
+        ws_row: fit(size.height()),
+        ws_col: fit(size.width()),
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let _ = rustix::termios::tcsetwinsize(std::io::stdin(), size);
 }
 
 fn find(spec: &Spec) -> Result<(PathBuf, &[String]), String> {

@@ -71,6 +71,12 @@ pub(crate) async fn attend(
                         order(Order::Resize { rows, columns });
                     }
                 }
+                // Without its terminal nobody can speak with it any more, and an init that has
+                // no handler would not even notice.
+                Event::Signal(number) if local.terminal && number == Signal::HUP.as_raw() => {
+                    order(Order::Signal { number });
+                    order(Order::Kill);
+                }
                 Event::Signal(number) => match patience.left_after(number, Instant::now()) {
                     Left::Some => order(Order::Signal { number }),
                     Left::Little => order(Order::Kill),

@@ -14,6 +14,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use hyperv_socket::{Listener, Local};
@@ -90,7 +91,7 @@ impl Loopback {
         let console = Arc::new(Mutex::new(Vec::new()));
         let pid = child.id().unwrap_or_default();
         let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-        let kept = Arc::clone(&console);
+        let (kept, leftover) = (Arc::clone(&console), directory.clone());
         tokio::spawn(async move {
             let mut buffer = [0; 4096];
             if let Some(mut stderr) = stderr {
@@ -101,10 +102,16 @@ impl Loopback {
         });
         tokio::spawn(async move {
             let exit = match child.wait().await {
-                Ok(status) => VmExit { clean: true, reason: format!("the agent ended: {status}") },
+                Ok(status) => {
+                    let reason = format!("the agent ended: {status}");
+                    VmExit { clean: status.success(), reason }
+                }
                 Err(error) => VmExit { clean: false, reason: error.to_string() },
             };
             debug!(?exit, "loopback");
+            if !exit.clean {
+                tidy(&leftover).await;
+            }
             sender.send_replace(Some(exit));
         });
         debug!(name = options.name, pid, directory = %directory.display(), "loopback started");
@@ -119,6 +126,32 @@ impl Loopback {
     fn disks(&self) -> std::sync::MutexGuard<'_, HashMap<ScsiAddress, LoopDevice>> {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Does what an agent that was killed could not: removes its directory and its cgroups. The kernel
+/// is ending what was in them.
+async fn tidy(directory: &Path) {
+    let _ = fs::remove_dir_all(directory);
+    let Some(name) = directory.file_name() else { return };
+    let roots = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    let roots: Vec<PathBuf> = roots.map(|entry| entry.path()).collect();
+    let unified = PathBuf::from("/sys/fs/cgroup");
+    for _ in 0..100 {
+        let all = roots.iter().chain([&unified]).map(|root| root.join(name));
+        let left: Vec<PathBuf> = all.filter(|path| path.is_dir()).collect();
+        if left.is_empty() {
+            return;
+        }
+        left.iter().for_each(|path| remove_cgroup(path));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    warn!(name = %name.display(), "cgroups of a killed agent are left");
+}
+
+fn remove_cgroup(path: &Path) {
+    let Ok(entries) = fs::read_dir(path) else { return };
+    entries.flatten().filter(|entry| entry.path().is_dir()).for_each(|e| remove_cgroup(&e.path()));
+    let _ = fs::remove_dir(path);
 }
 
 fn keep(console: &mut Vec<u8>, bytes: &[u8]) {

@@ -28,6 +28,7 @@ mod vsock;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -122,7 +123,7 @@ impl Qemu {
         let process = Process::spawn(program, arguments, descriptors).await?;
         // Any answer will do: it says that all devices could be made.
         if let Err(error) = qmp.run("query-status", Value::Null).await {
-            return Err(why_not(&process, error).await);
+            return Err(why_not(&process, &options.kernel, error).await);
         }
 
         let description = format!(
@@ -227,11 +228,11 @@ impl Vmm for Qemu {
 }
 
 /// Why QEMU does not answer its monitor.
-async fn why_not(process: &Process, error: qmp::QmpError) -> QemuError {
+async fn why_not(process: &Process, kernel: &Path, error: qmp::QmpError) -> QemuError {
     match timeout(DRAIN_TIME, process.ended()).await {
         Ok(status) => {
             let (how, stderr) = (process::describe(status), process.stderr().await);
-            QemuError::EndedAtOnce { how, stderr }
+            QemuError::EndedAtOnce { kernel: kernel.to_owned(), how, stderr }
         }
         Err(_) => error.into(),
     }

@@ -314,7 +314,6 @@ fn cli_bad_input_is_named_with_exit_code_125() {
             (&[&root, "--", ""], "CMD"),
             (&["--env", "=x", &root, "--", "true"], "--env"),
             (&["--workdir", "tmp", &root, "--", "true"], "--workdir"),
-            (&["--workdir", "/no/such/dir", &root, "--", "true"], "/no/such/dir"),
             (&["--name", "a/b", &root, "--", "true"], "a/b"),
             (&["--scratch-mib", "1", &root, "--", "true"], "1 MiB"),
             (&["--image", "/no/such/image", &root, "--", "true"], "/no/such/image"),

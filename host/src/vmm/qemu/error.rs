@@ -90,8 +90,10 @@ pub enum QemuError {
         source: io::Error,
     },
     /// QEMU ended before it could be spoken to.
-    #[error("start QEMU: {how}{}", said(stderr))]
+    #[error("start QEMU with kernel {}: {how}{}", kernel.display(), said(stderr))]
     EndedAtOnce {
+        /// What it was to boot.
+        kernel: PathBuf,
         /// Exit code or signal.
         how: String,
         /// The end of what it wrote on standard error.

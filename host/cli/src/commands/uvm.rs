@@ -56,7 +56,7 @@ Examples:
 struct Start {
     #[command(flatten)]
     vm: VmOptions,
-    /// Give its vsock to another host's Unix sockets at PATH_<port>
+    /// Give its vsock to another host's Unix sockets at PATH_PORT
     #[arg(long, value_name = "PATH", help_heading = "Utility VM")]
     export_vsock: Option<PathBuf>,
     /// Hold it here instead of in the background, until a signal

@@ -56,6 +56,10 @@ pub enum End {
 /// # Errors
 /// Only what makes it impossible to begin; a lost connection is made anew.
 pub fn run(options: Options) -> io::Result<End> {
+    if options.restarts > 0 {
+        crate::storage::clear();
+        crate::runtime::clear();
+    }
     crate::cgroup::make(&options.cgroup);
     // Before anything is open, and with one thread.
     crate::name_process(c"linkspan-agent");

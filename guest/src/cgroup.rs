@@ -67,10 +67,13 @@ pub(crate) fn kill(path: &Path) {
     if is_unified() && fs::write(directory("", path).join("cgroup.kill"), "1").is_ok() {
         return;
     }
-    // Without a single switch: a fork can get away from one pass, not from its own end.
-    while let Ok(pids) = processes(path)
-        && !pids.is_empty()
-    {
+    // Without a single switch: a fork can get away from one pass, not from many. One that the
+    // kernel holds on to must not hold on to us.
+    for _ in 0..1000 {
+        let pids = processes(path).unwrap_or_default();
+        if pids.is_empty() {
+            return;
+        }
         for pid in pids {
             let Ok(number) = i32::try_from(pid) else { continue };
             let pid = nix::unistd::Pid::from_raw(number);

@@ -92,7 +92,12 @@ fn inside(arguments: &[String]) -> i32 {
         init::serve(parsed, None, restarts)
     };
     let say = |text: &str| eprintln!("linkspan: {text}");
-    match keep_running(agent, say, || {}) {
+    let end_containers = || {
+        if let Ok(parsed) = Arguments::parse(arguments.iter().cloned()) {
+            cgroup::kill(&parsed.cgroup);
+        }
+    };
+    match keep_running(agent, say, end_containers) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("linkspan-guest: {error}");

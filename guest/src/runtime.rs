@@ -131,6 +131,11 @@ impl Runtime {
     }
 }
 
+/// Forgets the containers of an agent that broke; their processes have been ended.
+pub(crate) fn clear() {
+    let _ = std::fs::remove_dir_all(state_root());
+}
+
 /// Where the runtime keeps its state.
 fn state_root() -> &'static Path {
     Path::new("/run/linkspan/runtime")

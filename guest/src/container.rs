@@ -83,8 +83,12 @@ impl Container {
         };
         let relay = relay.map_err(|source| Error::Io { what: "relay stdio".to_owned(), source })?;
         self.init.attach(relay);
-        uvm.runtime.run(Job::Start { id: self.id.clone() }, None).await?;
-        Ok(self.init.pid())
+        let started = uvm.runtime.run(Job::Start { id: self.id.clone() }, None).await;
+        if started.is_err() {
+            // Its streams are spent: it can only be deleted, for which it has to have ended.
+            let _ = self.init.signal(9);
+        }
+        started.map(|_| self.init.pid())
     }
 
     fn refused(&self, operation: &'static str, reason: String) -> Error {

@@ -22,7 +22,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::dispatch::{After, dispatch};
 use crate::runtime::Runtime;
-use crate::storage::Disks;
+use crate::storage::Devices;
 use crate::uvm::Uvm;
 
 /// What the agent has to know.
@@ -88,9 +88,9 @@ struct Bridge {
 
 async fn serve(options: Options, runtime: Runtime) -> io::Result<End> {
     let (sender, notifications) = mpsc::unbounded_channel();
-    let disks = options.disks.map_or(Disks::Sysfs, Disks::Directory);
+    let devices = options.disks.map_or(Devices::Sysfs, Devices::Directory);
     let ready = readiness(options.ready)?;
-    let uvm = Uvm::new(options.host.clone(), runtime, disks, options.cgroup, sender, ready);
+    let uvm = Uvm::new(options.host.clone(), runtime, devices, options.cgroup, sender, ready);
     let mut capabilities = Capabilities::linux();
     capabilities.guest_defined_capabilities.linkspan_restarts = options.restarts;
     let server = Server::new(ServerOptions { capabilities, ..ServerOptions::default() });

@@ -68,6 +68,14 @@ pub enum Error {
         /// What it says.
         reason: String,
     },
+    /// What is on a device is not what its root hash says.
+    #[error("{what}: its contents do not match the root hash {root}")]
+    Corrupt {
+        /// Which device.
+        what: String,
+        /// The hash that was pinned, in hexadecimal.
+        root: String,
+    },
     /// The kernel refused.
     #[error("{what}: {source}")]
     Io {

@@ -21,6 +21,7 @@ impl From<Error> for Fault {
             | Error::Argument { .. }
             | Error::NotSupported(_)
             | Error::Runtime { .. }
+            | Error::Corrupt { .. }
             | Error::Io { .. } => HResult::FAIL,
         };
         Fault::new(result, error.to_string())

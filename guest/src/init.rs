@@ -19,13 +19,10 @@ use nix::sys::resource::{Resource, setrlimit};
 use crate::agent::{self, End};
 use crate::arguments::Arguments;
 use crate::supervisor::{POWER_OFF, keep_running};
-use crate::{cgroup, log};
+use crate::{cgroup, log, modules};
 
 /// Which programs an image runs in place of our agent; written by the image builder.
 const FOREIGN_AGENT: &str = "/etc/linkspan/agent";
-
-/// Lists of module files in load order, by group.
-const MODULES: &str = "/etc/linkspan/modules";
 
 /// An agent of somebody else's: its path, then an argument a line.
 #[derive(Debug)]
@@ -221,18 +218,7 @@ fn load_storage() {
 }
 
 fn load_modules(group: &str) {
-    let Ok(list) = fs::read_to_string(Path::new(MODULES).join(group)) else { return };
-    for path in list.lines().filter(|line| !line.is_empty()) {
-        let loaded = fs::File::open(path).map_err(|error| error.to_string()).and_then(|file| {
-            nix::kmod::finit_module(&file, c"", nix::kmod::ModuleInitFlags::empty())
-                .or_else(|error| if error == Errno::EEXIST { Ok(()) } else { Err(error) })
-                .map_err(|error| error.to_string())
-        });
-        if let Err(error) = loaded {
-            // Not fatal: what needs it will say so, and this says why.
-            say(&format!("module {path}: {error}"));
-        }
-    }
+    modules::load(group).iter().for_each(|problem| say(problem));
 }
 
 /// Reads the host's random bytes. Without them the kernel has its own.

@@ -25,6 +25,7 @@ mod guest_path;
 pub mod init;
 pub mod log;
 pub mod loopback;
+mod modules;
 mod mountinfo;
 mod process;
 mod reaper;

@@ -1,7 +1,9 @@
 //! ModifySettings: which resource goes where.
 
 mod combined_layers;
+mod mapped_directory;
 mod mapped_virtual_disk;
+mod vpmem_device;
 
 use linkspan_protocol::message::{ContainerId, ModifyRequest, ModifyTarget};
 use linkspan_protocol::resource::{ModifyType, Resource};
@@ -35,24 +37,30 @@ pub(crate) async fn modify(uvm: &Uvm, target: &ContainerId, request: ModifyReque
             mapped_virtual_disk::add(uvm, disk).await
         }
         (Resource::MappedVirtualDisk(disk), ModifyType::Remove) => {
-            mapped_virtual_disk::remove(disk).await
+            mapped_virtual_disk::remove(uvm, disk).await
+        }
+        (Resource::VpmemDevice(device), ModifyType::Add) => vpmem_device::add(uvm, device).await,
+        (Resource::VpmemDevice(device), ModifyType::Remove) => {
+            vpmem_device::remove(uvm, device).await
+        }
+        (Resource::MappedDirectory(directory), ModifyType::Add) => {
+            mapped_directory::add(uvm, directory).await
+        }
+        (Resource::MappedDirectory(directory), ModifyType::Remove) => {
+            mapped_directory::remove(uvm, directory).await
         }
         (Resource::CombinedLayers(layers), ModifyType::Add) => combined_layers::add(layers).await,
         (Resource::CombinedLayers(layers), ModifyType::Remove) => {
             combined_layers::remove(layers).await
         }
-        // What cannot be added yet is not there, and taking away what is not there succeeds.
-        (Resource::MappedDirectory(directory), ModifyType::Remove) => {
-            mapped_virtual_disk::remove_mount(&directory.mount_path).await
-        }
-        (Resource::VpmemDevice(device), ModifyType::Remove) => {
-            mapped_virtual_disk::remove_mount(&device.mount_path).await
-        }
-        (Resource::ScsiDevice(device), ModifyType::Remove) => uvm.disks.unplug(DiskAddress {
+        (Resource::ScsiDevice(device), ModifyType::Remove) => uvm.devices.unplug(DiskAddress {
             controller: device.controller,
             lun: device.lun,
             partition: 0,
         }),
+        (Resource::VpciDevice(device), ModifyType::Add) => {
+            uvm.devices.pci(&device.vmbus_guid).await.map(drop)
+        }
         (Resource::ContainerConstraints(_), _) => Err(Error::NoContainer(target.to_string())),
         (resource, modify) => {
             Err(Error::NotSupported(format!("{} of {}", modify.as_str(), resource.name())))

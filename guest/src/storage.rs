@@ -1,14 +1,27 @@
 //! How storage is mounted; knows nothing of the wire.
 
+mod crypt;
+mod devices;
 mod disk;
+mod format;
+mod mapping;
 mod mount;
+mod mounted;
 mod overlay;
+mod pmem;
 mod probe;
+mod share;
+mod verity;
 
-pub(crate) use disk::{DiskAddress, Disks};
-pub(crate) use mount::{Made, MountPoint, make_directory, remove_tree, unmount, unmount_all};
+pub(crate) use devices::{Devices, DiskAddress};
+pub(crate) use disk::{DiskMount, propagation, unlink};
+pub(crate) use mount::{Made, make_directory, remove_tree, unmount, unmount_all};
+pub(crate) use mounted::Mounted;
 pub(crate) use overlay::Overlay;
+pub(crate) use pmem::PmemMount;
 pub(crate) use probe::Filesystem;
+pub(crate) use share::{Server, Share};
+pub(crate) use verity::Verity;
 
 use crate::{Error, Result};
 
@@ -24,6 +37,7 @@ pub(crate) fn clear() {
             let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
         }
     }
+    mapping::clear();
     if let Err(error) = remove_tree("/run/gcs/c".as_ref()) {
         tracing::warn!(%error, "what a broken agent left stays");
     }

@@ -15,7 +15,7 @@ use crate::container::Container;
 use crate::process::Process;
 use crate::reaper::Reaper;
 use crate::runtime::Runtime;
-use crate::storage::Disks;
+use crate::storage::{Devices, Mounted};
 use crate::{Error, Result};
 
 pub(crate) struct Uvm {
@@ -23,7 +23,8 @@ pub(crate) struct Uvm {
     pub(crate) host: Peer,
     pub(crate) runtime: Runtime,
     pub(crate) reaper: Reaper,
-    pub(crate) disks: Disks,
+    pub(crate) devices: Devices,
+    pub(crate) mounted: Mounted,
     /// Prefix of all containers' cgroups, such as `/pods`.
     pub(crate) cgroup: PathBuf,
     /// What waits to be said to the host.
@@ -51,17 +52,18 @@ impl Uvm {
     pub(crate) fn new(
         host: Peer,
         runtime: Runtime,
-        disks: Disks,
+        devices: Devices,
         cgroup: PathBuf,
         notifications: mpsc::UnboundedSender<Notification>,
         ready: watch::Receiver<bool>,
     ) -> Self {
-        let (reaper, negotiated, containers, external) = Default::default();
+        let (reaper, mounted, negotiated, containers, external) = Default::default();
         Self {
             host,
             runtime,
             reaper,
-            disks,
+            devices,
+            mounted,
             cgroup,
             notifications,
             ready,

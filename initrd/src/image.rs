@@ -234,7 +234,11 @@ impl<'k> ImageBuilder<'k> {
         let mut source = KernelModules { kernel: self.kernel, read: BTreeMap::new() };
         for group in self.modules.groups() {
             let mut list = String::new();
-            for name in load_order(&mut source, group.modules, group.name)? {
+            let order = match load_order(&mut source, group.modules, group.name) {
+                Err(Error::NoModule { .. }) if self.modules.may_lack(group) => continue,
+                order => order?,
+            };
+            for name in order {
                 let path = format!("{directory}/{name}.ko");
                 list.push_str(&path);
                 list.push('\n');

@@ -11,6 +11,8 @@ pub struct Group {
     pub name: &'static str,
     /// Whether [`Modules::default`] has it.
     pub default: bool,
+    /// Whether it is left out where the kernel lacks a module of it, unless it was asked for.
+    pub optional: bool,
     /// Modules, in the order wanted, each with the reason it is there.
     pub modules: &'static [(&'static str, &'static str)],
 }
@@ -20,6 +22,7 @@ pub const GROUPS: &[Group] = &[
     Group {
         name: "vsock",
         default: true,
+        optional: false,
         modules: &[
             ("virtio_pci", "the bus the vsock device sits on"),
             ("vmw_vsock_virtio_transport", "the bridge to the host, so it comes first"),
@@ -28,6 +31,7 @@ pub const GROUPS: &[Group] = &[
     Group {
         name: "virtio",
         default: true,
+        optional: false,
         modules: &[
             ("virtio_pci", "the bus"),
             ("virtio_scsi", "layer and scratch disks, plugged at run time"),
@@ -38,6 +42,7 @@ pub const GROUPS: &[Group] = &[
     Group {
         name: "hyperv",
         default: true,
+        optional: false,
         modules: &[
             ("hv_vmbus", "the bus everything else sits on"),
             ("hv_sock", "the bridge to the host, so it comes first"),
@@ -50,11 +55,32 @@ pub const GROUPS: &[Group] = &[
     Group {
         name: "storage",
         default: true,
-        modules: &[("overlay", "container roots"), ("erofs", "read-only layers")],
+        optional: false,
+        modules: &[("overlay", "container roots")],
+    },
+    // From here on the agent loads a group when something asks for it, unless a comment says else.
+    Group {
+        name: "ext4",
+        default: true,
+        optional: true, // built into Debian's cloud kernels
+        modules: &[("ext4", "layers and scratch disks")],
+    },
+    Group {
+        name: "erofs",
+        default: true,
+        optional: false,
+        modules: &[("erofs", "read-only layers")],
+    },
+    Group {
+        name: "xfs",
+        default: false,
+        optional: false,
+        modules: &[("xfs", "scratch disks; formatting them takes mkfs.xfs as well")],
     },
     Group {
         name: "pmem",
         default: true,
+        optional: false,
         modules: &[
             ("nfit", "finds the host's NVDIMMs in ACPI"),
             ("nd_pmem", "layers on persistent memory"),
@@ -64,17 +90,26 @@ pub const GROUPS: &[Group] = &[
     Group {
         name: "verity",
         default: true,
+        optional: false,
         modules: &[("dm_verity", "layers checked against their root hash")],
     },
-    Group { name: "network", default: true, modules: &[("veth", "container network namespaces")] },
+    // Loaded at boot.
+    Group {
+        name: "network",
+        default: true,
+        optional: false,
+        modules: &[("veth", "container network namespaces")],
+    },
     Group {
         name: "vpci",
         default: false,
+        optional: false,
         modules: &[("pci_hyperv", "devices assigned through Hyper-V")],
     },
     Group {
         name: "crypt",
-        default: false,
+        default: true,
+        optional: true,
         modules: &[
             ("dm_crypt", "encrypted scratch"),
             ("dm_integrity", "its integrity tags"),
@@ -84,22 +119,35 @@ pub const GROUPS: &[Group] = &[
     },
     Group {
         name: "share",
-        default: false,
+        default: true,
+        optional: true,
         modules: &[("virtiofs", "host directories under QEMU")],
+    },
+    Group {
+        name: "9p",
+        default: true,
+        optional: true, // Debian's cloud kernels have none
+        modules: &[
+            ("9pnet_fd", "9p on a stream"),
+            ("9p", "host directories, as hosts on Windows serve them"),
+        ],
     },
     Group {
         name: "blk",
         default: false,
+        optional: false,
         modules: &[("virtio_blk", "a root disk that is not SCSI")],
     },
     Group {
         name: "bridge",
         default: false,
+        optional: false,
         modules: &[("bridge", "bridged container networks; larger than all other networking")],
     },
     Group {
         name: "memory",
         default: false,
+        optional: false,
         modules: &[
             ("virtio_balloon", "giving memory back under QEMU"),
             ("virtio_mem", "adding memory under QEMU"),
@@ -108,6 +156,7 @@ pub const GROUPS: &[Group] = &[
     Group {
         name: "loop",
         default: false,
+        optional: false,
         modules: &[("loop", "mounting image files inside the guest")],
     },
 ];
@@ -116,6 +165,8 @@ pub const GROUPS: &[Group] = &[
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Modules {
     groups: BTreeSet<&'static str>,
+    /// Those of them that somebody has asked for by name.
+    asked: BTreeSet<&'static str>,
 }
 
 impl Default for Modules {
@@ -123,6 +174,7 @@ impl Default for Modules {
     fn default() -> Self {
         Self {
             groups: GROUPS.iter().filter(|group| group.default).map(|group| group.name).collect(),
+            asked: BTreeSet::new(),
         }
     }
 }
@@ -131,13 +183,14 @@ impl Modules {
     /// None at all: for a kernel that has everything built in.
     #[must_use]
     pub fn none() -> Self {
-        Self { groups: BTreeSet::new() }
+        Self { groups: BTreeSet::new(), asked: BTreeSet::new() }
     }
 
     /// Containers under QEMU from SCSI disks: no Hyper-V, persistent memory or verity.
     #[must_use]
     pub fn minimal() -> Self {
-        Self { groups: ["vsock", "virtio", "storage", "network"].into() }
+        let groups = ["vsock", "virtio", "storage", "ext4", "network"].into();
+        Self { groups, asked: BTreeSet::new() }
     }
 
     /// Adds a group.
@@ -146,7 +199,9 @@ impl Modules {
     ///
     /// When there is no such group.
     pub fn with(mut self, name: &str) -> Result<Self, Error> {
-        self.groups.insert(known(name)?);
+        let name = known(name)?;
+        self.groups.insert(name);
+        self.asked.insert(name);
         Ok(self)
     }
 
@@ -156,8 +211,15 @@ impl Modules {
     ///
     /// When there is no such group.
     pub fn without(mut self, name: &str) -> Result<Self, Error> {
-        self.groups.remove(known(name)?);
+        let name = known(name)?;
+        self.groups.remove(name);
+        self.asked.remove(name);
         Ok(self)
+    }
+
+    /// Whether a group may be left out because the kernel lacks a module of it.
+    pub(crate) fn may_lack(&self, group: &Group) -> bool {
+        group.optional && !self.asked.contains(group.name)
     }
 
     /// The chosen groups, in the order of [`GROUPS`].

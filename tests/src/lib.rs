@@ -14,6 +14,7 @@
 //! | `remains`   | what a machine leaves on this host, from outside                   |
 //! | `cli`       | the `linkspan` program, as a user runs it                           |
 //! | `guest`     | what is in a guest: mounts, cgroups, processes, descriptors        |
+//! | `verity`    | hash trees of layers                                               |
 
 mod cli;
 mod guest;
@@ -23,6 +24,7 @@ pub mod raw;
 mod remains;
 mod sandbox;
 mod scenario;
+mod verity;
 
 pub use cli::{Said, User};
 pub use guest::GuestState;
@@ -32,3 +34,4 @@ pub use places::{cli, image, rootfs};
 pub use remains::{Remains, pid_in};
 pub use sandbox::{Sandbox, unique};
 pub use scenario::{Vm, block_on, shared};
+pub use verity::append_tree;

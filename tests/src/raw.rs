@@ -108,6 +108,36 @@ impl RawHost {
         answer.expect_success();
     }
 
+    /// The machine.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Puts an image at a SCSI address of controller 3, which is for scenarios alone.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn attach(&self, lun: u8, file: &std::fs::File, read_only: bool) {
+        let file = file.try_clone().expect("keep the image");
+        let size = file.metadata().expect("look at the image").len();
+        let disk = Disk { file, size, read_only };
+        let attached = self.machine.vmm().attach_disk(Self::scenarios(lun), disk).await;
+        attached.expect("attach the image");
+    }
+
+    /// Takes an image away again, whatever the guest does with it.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn detach(&self, lun: u8) {
+        let detached = self.machine.vmm().detach_disk(Self::scenarios(lun)).await;
+        detached.expect("detach the image");
+    }
+
+    fn scenarios(lun: u8) -> ScsiAddress {
+        ScsiAddress { controller: 3, lun }
+    }
+
     /// Waits for the guest to dial.
     pub async fn connect(&mut self) -> Connection<'_> {
         let accepted = timeout(Duration::from_secs(60), self.bridge.accept()).await;
@@ -188,9 +218,15 @@ impl Connection<'_> {
 
     /// ModifySettings of the utility VM.
     pub async fn modify(&mut self, modify: &str, resource: &str, settings: Value) -> Response {
+        let id = self.post_modify(modify, resource, settings).await;
+        self.response_to(id).await
+    }
+
+    /// As [`modify`](Self::modify), without waiting for the answer. Returns the request's id.
+    pub async fn post_modify(&mut self, modify: &str, resource: &str, settings: Value) -> u64 {
         let request =
             json!({"RequestType": modify, "ResourceType": resource, "Settings": settings});
-        self.call(MessageType::MODIFY_SETTINGS, UVM_ID, json!({"Request": request})).await
+        self.post(MessageType::MODIFY_SETTINGS, UVM_ID, json!({"Request": request})).await
     }
 
     /// Asks for a range of versions.

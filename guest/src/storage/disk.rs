@@ -1,200 +1,216 @@
-//! Where a SCSI address leads.
-//!
-//! A host speaks of controllers 0 to 3. On Hyper-V these are VMBus devices with fixed instance
-//! ids; on virtio they are the VM's virtio-scsi adapters, in the order of their PCI addresses;
-//! without a hypervisor a directory has a link for each disk. Devices appear when they like:
-//! the wait is for the kernel's word, not for time to pass, and it has a deadline.
+//! A disk at a path: as it is, checked, or encrypted.
 
 use std::fs;
-use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-};
-use std::os::fd::{AsRawFd, OwnedFd};
-use tokio::io::unix::AsyncFd;
+use nix::mount::MsFlags;
 
+use super::mapping::Mapping;
+use super::mount::{MountPoint, make_directory, unmount_all};
+use super::{DiskAddress, Filesystem, Verity, crypt, format};
 use crate::error::Context;
 use crate::{Error, Result};
 
-/// A disk, as hosts name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DiskAddress {
-    pub(crate) controller: u8,
-    pub(crate) lun: u8,
-    /// 1-based; 0 is the whole disk.
-    pub(crate) partition: u64,
+/// What is to be done with a disk. The fields are checked against each other by
+/// [`check`](Self::check).
+#[derive(Debug)]
+pub(crate) struct DiskMount {
+    pub(crate) address: DiskAddress,
+    pub(crate) target: PathBuf,
+    pub(crate) read_only: bool,
+    /// A link to the device in place of a mount.
+    pub(crate) link: bool,
+    pub(crate) encrypted: bool,
+    pub(crate) verity: Option<Verity>,
+    /// The one that is detected where none is said.
+    pub(crate) filesystem: Option<Filesystem>,
+    /// Whether the disk is to be formatted where it holds another.
+    pub(crate) ensure: bool,
+    pub(crate) propagation: Vec<MsFlags>,
 }
 
-impl std::fmt::Display for DiskAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SCSI disk {}:{}", self.controller, self.lun)?;
-        match self.partition {
-            0 => Ok(()),
-            partition => write!(f, " partition {partition}"),
+impl DiskMount {
+    /// Finds what contradicts itself, before anything is touched.
+    pub(crate) fn check(&self) -> Result<()> {
+        let bad = |field, reason: &str| Err(Error::Argument { field, reason: reason.to_owned() });
+        if self.verity.is_some() && !self.read_only {
+            return bad("VerityInfo", "is for a disk with ReadOnly, which this one has not");
         }
-    }
-}
-
-/// VMBus instances of a Hyper-V VM's SCSI controllers.
-const VMBUS_CONTROLLERS: [&str; 4] = [
-    "df6d0690-79e5-55b6-a5ec-c1e2f77f580a",
-    "0110f83b-de10-5172-a266-78bca56bf50a",
-    "b5d2d8d4-3a75-51bf-945b-3444dc6b8579",
-    "305891a9-b251-5dfe-91a2-c25d9212275b",
-];
-
-/// How long a disk may take to appear. Hosts attach it before they ask for it.
-const APPEARANCE: Duration = Duration::from_secs(20);
-
-/// How long no word of the kernel's is taken for granted.
-const TICK: Duration = Duration::from_millis(250);
-
-/// Whether a node leads to a device: one of a disk that has just gone, or is still on its way,
-/// does not.
-fn is_live(device: &Path) -> bool {
-    use nix::errno::Errno;
-    match fs::File::open(device) {
-        Ok(_) => true,
-        Err(error) => ![Errno::ENXIO, Errno::ENOENT, Errno::ENODEV]
-            .iter()
-            .any(|errno| error.raw_os_error() == Some(*errno as i32)),
-    }
-}
-
-/// How disks are found.
-#[derive(Clone, Debug)]
-pub(crate) enum Disks {
-    /// Through sysfs.
-    Sysfs,
-    /// As `<controller>_<lun>` in a directory.
-    Directory(PathBuf),
-}
-
-impl Disks {
-    /// The device of a disk, once it is there.
-    pub(crate) async fn find(&self, address: DiskAddress) -> Result<PathBuf> {
-        if usize::from(address.controller) >= VMBUS_CONTROLLERS.len() {
-            let reason = format!("{} is not 0 to 3", address.controller);
-            return Err(Error::Argument { field: "Controller", reason });
+        if self.encrypted && self.read_only {
+            return bad("Encrypted", "makes an empty disk, which ReadOnly has no use for");
         }
-        match self {
-            Self::Directory(directory) => {
-                let link = directory.join(format!("{}_{}", address.controller, address.lun));
-                fs::canonicalize(&link).context(|| format!("find {address} as {}", link.display()))
-            }
-            Self::Sysfs => {
-                let events = DeviceEvents::subscribe().context(|| "hear of devices".to_owned())?;
-                let found = async {
-                    loop {
-                        if let Some(device) = sysfs(address)?.filter(|device| is_live(device)) {
-                            return Ok(device);
-                        }
-                        // The tick is for a device that becomes live without a word.
-                        let event = tokio::time::timeout(TICK, events.next()).await;
-                        event.unwrap_or(Ok(())).context(|| format!("wait for {address}"))?;
-                    }
-                };
-                tokio::time::timeout(APPEARANCE, found).await.unwrap_or_else(|_| {
-                    let what = format!("wait {} s for {address} to appear", APPEARANCE.as_secs());
-                    Err(Error::Io { what, source: io::ErrorKind::TimedOut.into() })
-                })
-            }
+        let formats = matches!(self.filesystem, Some(Filesystem::Ext4 | Filesystem::Xfs));
+        if self.ensure && !formats {
+            return bad("Filesystem", "is to be ext4 or xfs, where EnsureFilesystem is set");
         }
+        if self.encrypted && !self.link && !self.ensure {
+            return bad("Encrypted", "makes an empty disk, which is of use with EnsureFilesystem");
+        }
+        Ok(())
     }
 
-    /// Tells the kernel that a disk is about to go. One that is not there is no error.
-    pub(crate) fn unplug(&self, address: DiskAddress) -> Result<()> {
-        let Self::Sysfs = self else { return Ok(()) };
-        let Some(host) = scsi_host(address.controller)? else {
-            let reason = format!("{} is not in this VM", address.controller);
-            return Err(Error::Argument { field: "Controller", reason });
+    /// Mounts or links it. Gives the devices that were made for it, the outermost first: they are
+    /// to be removed once it is unmounted. After a failure everything is as before, but for the
+    /// contents of a disk that was formatted.
+    pub(crate) fn mount(&self, device: &Path) -> Result<Vec<Mapping>> {
+        let DiskAddress { controller, lun, partition } = self.address;
+        let prefix = format!("scsi-contr{controller}-lun{lun}-p{partition}");
+        let mappings: Vec<Mapping> = match (&self.verity, self.encrypted) {
+            (Some(verity), _) => vec![verity.open(&prefix, device)?],
+            (None, true) => crypt::open(&prefix, device)?.into(),
+            (None, false) => Vec::new(),
         };
-        let delete = scsi_device(host, address.lun).join("delete");
-        match fs::write(&delete, "1\n") {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.context(|| format!("unplug {address}")),
+        let source = mappings.first().map_or(device, Mapping::device);
+        let done = match self.link {
+            true => link(source, &self.target),
+            false => self.mount_from(source),
+        };
+        match (done, &self.verity, mappings.first()) {
+            (Ok(()), ..) => Ok(mappings),
+            (Err(error), Some(verity), Some(mapping)) => {
+                Err(verity.explain(mapping, &self.address.to_string(), error))
+            }
+            (Err(error), ..) => Err(error),
+        }
+    }
+
+    fn mount_from(&self, device: &Path) -> Result<()> {
+        let filesystem = self.choose(device)?;
+        crate::modules::need(filesystem.name());
+        let target = self.target.as_path();
+        let made = make_directory(target, 0o700)?;
+        let point = MountPoint {
+            source: device,
+            target,
+            kind: Some(filesystem.name()),
+            flags: if self.read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() },
+            data: self.read_only.then(|| filesystem.read_only_options()).flatten(),
+        };
+        point.mount()?;
+        for &flags in &self.propagation {
+            let change =
+                MountPoint { source: Path::new("none"), target, kind: None, flags, data: None };
+            if let Err(error) = change.mount() {
+                unmount_all(target)?;
+                return Err(error);
+            }
+        }
+        made.keep();
+        Ok(())
+    }
+
+    /// What the device holds, or holds from now on.
+    fn choose(&self, device: &Path) -> Result<Filesystem> {
+        // A new encrypted disk holds nothing.
+        let found = match self.encrypted {
+            true => None,
+            false => Filesystem::detect(device)?,
+        };
+        match (self.filesystem, found) {
+            (None, Some(found)) => Ok(found),
+            (Some(wanted), Some(found)) if wanted == found => Ok(wanted),
+            (Some(wanted), _) if self.ensure && !self.read_only => {
+                match wanted {
+                    Filesystem::Xfs => format::xfs(device),
+                    _ => format::ext4(device),
+                }?;
+                Ok(wanted)
+            }
+            (_, None) => {
+                let what = format!("{} holds no known file system", self.address);
+                Err(Error::Io { what, source: std::io::ErrorKind::InvalidData.into() })
+            }
+            (Some(wanted), Some(found)) => {
+                let (wanted, found) = (wanted.name(), found.name());
+                let reason = format!("{} holds {found}, not {wanted}", self.address);
+                Err(Error::Argument { field: "Filesystem", reason })
+            }
         }
     }
 }
 
-fn scsi_device(host: u32, lun: u8) -> PathBuf {
-    PathBuf::from(format!("/sys/bus/scsi/devices/{host}:0:0:{lun}"))
+fn link(device: &Path, target: &Path) -> Result<()> {
+    if let Some(parent) = target.parent() {
+        make_directory(parent, 0o700)?.keep();
+    }
+    symlink(device, target).context(|| format!("link {} to {}", target.display(), device.display()))
 }
 
-fn sysfs(address: DiskAddress) -> Result<Option<PathBuf>> {
-    let Some(host) = scsi_host(address.controller)? else { return Ok(None) };
-    let block = scsi_device(host, address.lun).join("block");
-    let Some(disk) = names_in(&block).into_iter().next() else { return Ok(None) };
-    let name = match address.partition {
-        0 => disk,
-        number => {
-            let partition = format!("{disk}{number}");
-            if !block.join(&disk).join(&partition).exists() {
-                return Ok(None);
-            }
-            partition
+/// Removes a link to a device; one that is not there is no error.
+pub(crate) fn unlink(target: &Path) -> Result<()> {
+    match fs::symlink_metadata(target) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Ok(metadata) if !metadata.is_symlink() => {
+            let reason = format!("{} is no link to a device", target.display());
+            return Err(Error::Argument { field: "MountPath", reason });
         }
+        _ => {}
+    }
+    fs::remove_file(target).context(|| format!("remove link {}", target.display()))
+}
+
+/// Only these of a host's options have an effect; it sends `ro` as well.
+pub(crate) fn propagation(options: &[String]) -> Vec<MsFlags> {
+    let flags = |option: &String| {
+        let (recursive, name) = match option.strip_prefix('r') {
+            Some(name) if option != "ro" => (MsFlags::MS_REC, name),
+            _ => (MsFlags::empty(), option.as_str()),
+        };
+        let flags = match name {
+            "private" => MsFlags::MS_PRIVATE,
+            "shared" => MsFlags::MS_SHARED,
+            "slave" => MsFlags::MS_SLAVE,
+            "unbindable" => MsFlags::MS_UNBINDABLE,
+            _ => return None,
+        };
+        Some(flags | recursive)
     };
-    let node = Path::new("/dev").join(name);
-    Ok(node.exists().then_some(node))
+    options.iter().filter_map(flags).collect()
 }
 
-/// The kernel's number of a controller.
-fn scsi_host(controller: u8) -> Result<Option<u32>> {
-    let number = |name: &str| name.strip_prefix("host").and_then(|number| number.parse().ok());
-    let vmbus = Path::new("/sys/bus/vmbus/devices");
-    if vmbus.is_dir() {
-        let instance = vmbus.join(VMBUS_CONTROLLERS[usize::from(controller)]);
-        return Ok(names_in(&instance).iter().find_map(|name| number(name)));
-    }
-    let class = Path::new("/sys/class/scsi_host");
-    let mut virtio: Vec<(PathBuf, u32)> = names_in(class)
-        .iter()
-        .filter_map(|name| Some((fs::canonicalize(class.join(name)).ok()?, number(name)?)))
-        .filter(|(path, _)| path.to_string_lossy().contains("/virtio"))
-        .collect();
-    virtio.sort();
-    Ok(virtio.get(usize::from(controller)).map(|(_, number)| *number))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn names_in(directory: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
-}
-
-/// The kernel's word that devices come and go.
-struct DeviceEvents {
-    socket: AsyncFd<OwnedFd>,
-}
-
-impl DeviceEvents {
-    fn subscribe() -> io::Result<Self> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            SockProtocol::NetlinkKObjectUEvent,
-        )?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 1))?;
-        Ok(Self { socket: linkspan_guest_sys::register(socket)? })
+    fn disk() -> DiskMount {
+        DiskMount {
+            address: DiskAddress { controller: 0, lun: 1, partition: 0 },
+            target: "/run/x".into(),
+            read_only: false,
+            link: false,
+            encrypted: false,
+            verity: None,
+            filesystem: None,
+            ensure: false,
+            propagation: Vec::new(),
+        }
     }
 
-    /// Something has changed; what, one finds by looking.
-    async fn next(&self) -> io::Result<()> {
-        let mut buffer = [0; 8192];
-        loop {
-            let mut ready = self.socket.readable().await?;
-            let received = ready
-                .try_io(|socket| Ok(recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?));
-            match received {
-                // A full socket means that there was much to hear.
-                Ok(Err(error)) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => return Ok(()),
-                Ok(result) => return result.map(drop),
-                Err(_would_block) => {}
-            }
+    #[test]
+    fn only_propagation_options_count() {
+        let options = ["ro", "noatime", "shared", "rslave", "rw"].map(str::to_owned);
+        assert_eq!(
+            propagation(&options),
+            [MsFlags::MS_SHARED, MsFlags::MS_SLAVE | MsFlags::MS_REC]
+        );
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused_before_the_disk_is_touched() {
+        disk().check().unwrap();
+        let ext4 = Some(Filesystem::Ext4);
+        DiskMount { ensure: true, filesystem: ext4, ..disk() }.check().unwrap();
+        DiskMount { encrypted: true, ensure: true, filesystem: ext4, ..disk() }.check().unwrap();
+        DiskMount { encrypted: true, link: true, ..disk() }.check().unwrap();
+        for (wrong, field) in [
+            (DiskMount { ensure: true, ..disk() }, "Filesystem"),
+            (DiskMount { ensure: true, filesystem: Some(Filesystem::Erofs), ..disk() }, "Filesys"),
+            (DiskMount { encrypted: true, ..disk() }, "Encrypted"),
+            (DiskMount { encrypted: true, read_only: true, link: true, ..disk() }, "Encrypted"),
+        ] {
+            let text = wrong.check().unwrap_err().to_string();
+            assert!(text.starts_with(field), "{text}");
         }
     }
 }

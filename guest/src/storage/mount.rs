@@ -54,10 +54,20 @@ pub(crate) struct MountPoint<'a> {
 impl MountPoint<'_> {
     pub(crate) fn mount(&self) -> Result<()> {
         let Self { source, target, kind, flags, data } = *self;
-        mount(Some(source), target, kind, flags, data).context(|| {
-            let kind = kind.unwrap_or("bind");
-            format!("mount {} on {} as {kind}", source.display(), target.display())
-        })
+        match (mount(Some(source), target, kind, flags, data), kind) {
+            (Err(Errno::ENODEV), Some(kind)) => {
+                let advice = match kind {
+                    "9p" => " (Debian's generic kernel has it, the cloud one has not)",
+                    "virtiofs" => " (module group \"share\" of the image)",
+                    _ => "",
+                };
+                Err(Error::NotSupported(format!("{kind} by the guest's kernel{advice}")))
+            }
+            (result, _) => result.context(|| {
+                let kind = kind.unwrap_or("bind");
+                format!("mount {} on {} as {kind}", source.display(), target.display())
+            }),
+        }
     }
 }
 

@@ -2,11 +2,12 @@
 //!
 //! UNSAFE, and nothing else is: fork; file descriptors that come with a message; what happens
 //! between fork and exec (setsid, the controlling terminal, standard descriptors); the ioctls for
-//! entropy and for bringing an interface up; tokio's registration of a descriptor.
+//! entropy, for device-mapper and for bringing an interface up; tokio's registration of a descriptor.
 
 #![cfg(target_os = "linux")]
 
 mod descriptors;
+mod device_mapper;
 mod entropy;
 mod fork;
 mod interface;
@@ -14,6 +15,7 @@ mod register;
 mod spawn;
 
 pub use descriptors::{Received, receive, send};
+pub use device_mapper::{DeviceMapper, Target};
 pub use entropy::credit_entropy;
 pub use fork::{Forked, fork};
 pub use interface::bring_up;

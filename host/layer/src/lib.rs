@@ -11,25 +11,43 @@
 //! - [`vhd`] appends and reads the footer of a fixed VHD.
 //!
 //! The same source and options give the same bytes: nothing depends on the clock or on chance.
+//!
+//! Without the feature `convert` there is [`scratch`] and nothing else, for the guest agent.
 
+// What an empty file system has no use for.
+#![cfg_attr(not(feature = "convert"), allow(dead_code))]
+
+#[cfg(feature = "convert")]
 mod archive;
+#[cfg(feature = "convert")]
 mod builder;
+#[cfg(feature = "convert")]
 mod compression;
+#[cfg(feature = "convert")]
 mod copy;
+#[cfg(feature = "convert")]
 mod detect;
 mod error;
 mod ext4;
 mod options;
+#[cfg(feature = "convert")]
 mod pax;
 pub mod scratch;
+#[cfg(feature = "convert")]
 mod sparse;
+#[cfg(feature = "convert")]
 mod tar_stream;
 mod tree;
+#[cfg(feature = "convert")]
 pub mod vhd;
+#[cfg(feature = "convert")]
 mod walk;
 
+#[cfg(feature = "convert")]
 pub use builder::{LayerBuilder, build_image};
+#[cfg(feature = "convert")]
 pub use compression::Compression;
+#[cfg(feature = "convert")]
 pub use detect::{Kind, detect};
 pub use error::{Error, Problem};
 pub use options::{Options, Progress, Summary};

@@ -38,6 +38,9 @@ pub struct ScratchOptions {
     pub bytes_per_inode: Option<u64>,
     /// Permission bits of the root directory.
     pub root_mode: u16,
+    /// Whether the disk reads as zeros wherever nothing was written, as a new file does. If not, the
+    /// kernel clears inode tables in the background once the disk is mounted.
+    pub zeroed: bool,
 }
 
 impl Default for ScratchOptions {
@@ -47,6 +50,7 @@ impl Default for ScratchOptions {
             label: [0; 16],
             bytes_per_inode: None,
             root_mode: 0o755,
+            zeroed: true,
         }
     }
 }
@@ -66,6 +70,7 @@ pub fn format(file: &File, size: u64, options: &ScratchOptions) -> Result<Summar
     file.set_len(0).map_err(Error::Write)?;
     file.set_len(size).map_err(Error::Write)?;
 
+    let zeroed = if options.zeroed { INODE_ZEROED } else { 0 };
     let mut descriptors = Vec::with_capacity(geometry.groups as usize);
     let mut free_blocks = 0_u64;
     for flex_start in (0..geometry.groups).step_by(FLEX as usize) {
@@ -85,7 +90,7 @@ pub fn format(file: &File, size: u64, options: &ScratchOptions) -> Result<Summar
                 inode_table: tables + member * geometry.table_blocks(),
                 free_blocks: (geometry.length(group) - used) as u16,
                 free_inodes: geometry.inodes_per_group as u16,
-                flags: INODE_ZEROED | INODE_UNINIT,
+                flags: zeroed | INODE_UNINIT,
                 unused_inodes: geometry.inodes_per_group as u16,
                 ..Descriptor::default()
             };
@@ -93,7 +98,7 @@ pub fn format(file: &File, size: u64, options: &ScratchOptions) -> Result<Summar
                 descriptor.free_inodes -= FIRST_INODE as u16;
                 descriptor.unused_inodes -= FIRST_INODE as u16;
                 descriptor.directories = 2;
-                descriptor.flags = INODE_ZEROED;
+                descriptor.flags = zeroed;
                 let mut bitmap = Bitmap::new();
                 bitmap.set(0, FIRST_INODE);
                 bitmap.set(geometry.inodes_per_group, BITS_PER_BLOCK);

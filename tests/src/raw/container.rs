@@ -88,6 +88,12 @@ impl Connection<'_> {
         self.run(UVM_ID, json!({"CommandArgs": args})).await
     }
 
+    /// Starts a program in the utility VM's root, its stdout at a port. Returns its pid.
+    pub async fn start_external(&mut self, args: &[&str], port: u32) -> u64 {
+        let settings = pipes(None, Some(port), None, json!({"CommandArgs": args}));
+        self.pid_of(UVM_ID, settings).await
+    }
+
     /// Posts a wait without limit.
     pub async fn post_wait(&mut self, id: &str, pid: u64) -> u64 {
         let body = json!({"ProcessId": pid, "TimeoutInMs": u32::MAX});

@@ -18,6 +18,8 @@ pub(super) struct LoopDevice {
 
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
+/// The kernel looks for partitions.
+const LO_FLAGS_PARTSCAN: u32 = 8;
 
 /// The kernel's `struct loop_info64`.
 #[repr(C)]
@@ -69,7 +71,7 @@ impl LoopDevice {
                 number: 0,
                 encrypt_type: 0,
                 encrypt_key_size: 0,
-                flags: LO_FLAGS_AUTOCLEAR | read_flag,
+                flags: LO_FLAGS_AUTOCLEAR | LO_FLAGS_PARTSCAN | read_flag,
                 file_name: [0; 64],
                 crypt_name: [0; 64],
                 encrypt_key: [0; 32],

@@ -6,15 +6,37 @@ use std::path::PathBuf;
 
 use linkspan_layer::Options;
 use proptest::prelude::*;
+use proptest::test_runner::{TestError, TestRunner};
 
 use crate::inspect::{assert_clean, image_of_tar, mounted, snapshot};
 
 #[derive(Debug, Clone)]
 enum Kind {
     Directory,
-    File(Vec<u8>),
+    File(Runs),
     Symlink(String),
     Fifo,
+}
+
+/// The contents of a file as runs of one byte: zeros for holes, others for data.
+#[derive(Clone)]
+struct Runs(Vec<(u8, usize)>);
+
+impl Runs {
+    fn bytes(&self) -> Vec<u8> {
+        let runs = self.0.iter();
+        runs.flat_map(|&(byte, length)| std::iter::repeat_n(byte, length)).collect()
+    }
+}
+
+impl std::fmt::Debug for Runs {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut list = formatter.debug_list();
+        for (byte, length) in &self.0 {
+            list.entry(&format_args!("{length} x {byte}"));
+        }
+        list.finish()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -27,11 +49,7 @@ struct Entry {
 }
 
 fn entry() -> impl Strategy<Value = Entry> {
-    // Runs of one byte: zeros for holes, others for data.
-    let runs = prop::collection::vec((0_u8..3, 0_usize..100_000), 0..5);
-    let content = runs.prop_map(|runs| {
-        runs.into_iter().flat_map(|(byte, length)| std::iter::repeat_n(byte, length)).collect()
-    });
+    let content = prop::collection::vec((0_u8..3, 0_usize..100_000), 0..5).prop_map(Runs);
     let kind = prop_oneof![
         4 => Just(Kind::Directory),
         6 => content.prop_map(Kind::File),
@@ -83,11 +101,11 @@ fn to_tar(tree: &BTreeMap<PathBuf, Entry>) -> Vec<u8> {
             ("gid".to_owned(), number(entry.ids.1)),
         ];
         let mut header = tar::Header::new_ustar();
-        let mut content: &[u8] = &[];
+        let mut content = Vec::new();
         header.set_entry_type(match &entry.kind {
             Kind::Directory => tar::EntryType::Directory,
-            Kind::File(bytes) => {
-                content = bytes;
+            Kind::File(runs) => {
+                content = runs.bytes();
                 tar::EntryType::Regular
             }
             Kind::Symlink(target) => {
@@ -107,36 +125,70 @@ fn to_tar(tree: &BTreeMap<PathBuf, Entry>) -> Vec<u8> {
         header.set_mtime(0);
         header.set_size(content.len() as u64);
         header.set_cksum();
-        tar.append(&header, content).unwrap();
+        tar.append(&header, content.as_slice()).unwrap();
     }
     tar.into_inner().unwrap()
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
-
-    #[test]
-    fn any_tree_survives_and_is_clean(tree in tree()) {
-        let bytes = to_tar(&tree);
-        let (out, _) = image_of_tar(&bytes, Options::default());
-        assert_clean(out.path());
-        let (found, contents) = mounted(out.path(), true, |root| {
-            let files = tree.iter().filter(|(_, entry)| matches!(entry.kind, Kind::File(_)));
-            let read = |(path, _): (&PathBuf, _)| (path.clone(), fs::read(root.join(path)).unwrap());
-            (snapshot(root), files.map(read).collect::<BTreeMap<_, _>>())
-        });
-        prop_assert_eq!(found.len(), tree.len() + 1);
-        for (path, entry) in &tree {
-            let facts = &found[path];
-            prop_assert_eq!(facts.mode & 0o7777, entry.mode);
-            prop_assert_eq!(facts.owner, entry.ids);
-            prop_assert_eq!(facts.mtime, (entry.seconds as i64, 250_000_000));
-            prop_assert_eq!(&facts.xattrs, &entry.xattrs);
-            match &entry.kind {
-                Kind::File(content) => prop_assert!(&contents[path] == content, "{:?}", path),
-                Kind::Symlink(target) => prop_assert_eq!(&facts.content, target.as_bytes()),
-                Kind::Directory | Kind::Fifo => {}
+/// Fails with a line about each difference.
+fn check(tree: &BTreeMap<PathBuf, Entry>) -> Result<(), String> {
+    let bytes = to_tar(tree);
+    let (out, _) = image_of_tar(&bytes, Options::default());
+    assert_clean(out.path());
+    let (found, contents) = mounted(out.path(), true, |root| {
+        let files = tree.iter().filter(|(_, entry)| matches!(entry.kind, Kind::File(_)));
+        let read = |(path, _): (&PathBuf, _)| (path.clone(), fs::read(root.join(path)).unwrap());
+        (snapshot(root), files.map(read).collect::<BTreeMap<_, _>>())
+    });
+    let mut differences = Vec::new();
+    if found.len() != tree.len() + 1 {
+        differences.push(format!("{} entries instead of {}", found.len(), tree.len() + 1));
+    }
+    for (path, entry) in tree {
+        let Some(facts) = found.get(path) else {
+            differences.push(format!("{path:?} is missing"));
+            continue;
+        };
+        let mut same = |what, same: bool| {
+            if !same {
+                differences.push(format!("{what} of {path:?} is wrong: {facts:?} of {entry:?}"));
             }
+        };
+        same("mode", facts.mode & 0o7777 == entry.mode);
+        same("owner", facts.owner == entry.ids);
+        same("time", facts.mtime == (entry.seconds as i64, 250_000_000));
+        same("an attribute", facts.xattrs == entry.xattrs);
+        match &entry.kind {
+            Kind::File(runs) => same("content", contents[path] == runs.bytes()),
+            Kind::Symlink(target) => same("target", facts.content == target.as_bytes()),
+            Kind::Directory | Kind::Fifo => {}
         }
+    }
+    if differences.is_empty() { Ok(()) } else { Err(differences.join("\n")) }
+}
+
+/// A panic would stand far above the tree that proptest prints; the reason comes last as well.
+fn checked(tree: &BTreeMap<PathBuf, Entry>) -> Result<(), TestCaseError> {
+    let outcome = std::panic::catch_unwind(|| check(tree));
+    let reason = match outcome {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(reason)) => reason,
+        Err(panic) => match panic.downcast::<String>() {
+            Ok(text) => *text,
+            Err(_) => "a panic, see above".to_owned(),
+        },
+    };
+    Err(TestCaseError::fail(reason))
+}
+
+#[test]
+fn any_tree_survives_and_is_clean() {
+    // More of them: PROPTEST_CASES=2000 cargo test -p linkspan-layer any_tree
+    let cases = std::env::var("PROPTEST_CASES").map_or(40, |cases| cases.parse().unwrap());
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(cases));
+    match runner.run(&tree(), |tree| checked(&tree)) {
+        Ok(()) => {}
+        Err(TestError::Fail(reason, tree)) => panic!("{tree:#?}\nThe tree above fails: {reason}"),
+        Err(TestError::Abort(reason)) => panic!("{reason}"),
     }
 }

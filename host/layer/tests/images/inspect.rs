@@ -36,11 +36,7 @@ pub(crate) fn image(
 
 /// Fails unless e2fsck is there and finds nothing to mend.
 pub(crate) fn assert_clean(image: &Path) {
-    let output = Command::new("e2fsck").arg("-fn").arg(image).env("LC_ALL", "C").output();
-    let output = output.expect("run e2fsck: these tests need e2fsprogs");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "e2fsck -fn: {}\n{text}\n{errors}", output.status);
+    run(Command::new("e2fsck").arg("-fn").arg(image));
 }
 
 /// Lets `look` see an image mounted, in a mount name space of its own.
@@ -51,24 +47,35 @@ pub(crate) fn mounted<T: Send>(
 ) -> T {
     assert!(nix::unistd::geteuid().is_root(), "mounting needs root: run this test as root");
     let inside = || {
-        unshare(CloneFlags::CLONE_NEWNS).expect("unshare the mount name space");
+        // Descriptors of its own, too: a program that another test starts holds a copy of all open
+        // files until it has executed, and one copy of a file in here makes umount fail.
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FILES).expect("unshare");
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("make / private");
         let target = TempDir::new().unwrap();
         let options = if read_only { "loop,ro" } else { "loop" };
-        let mut command = Command::new("mount");
-        command.args(["-t", "ext4", "-o", options]).arg(image).arg(target.path());
-        let status = command.status().expect("run mount");
-        assert!(status.success(), "mount {}: {status}", image.display());
+        run(Command::new("mount")
+            .args(["-t", "ext4", "-o", options])
+            .arg(image)
+            .arg(target.path()));
         let seen = look(target.path());
-        let status = Command::new("umount").arg(target.path()).status().expect("run umount");
-        assert!(status.success(), "umount: {status}");
+        run(Command::new("umount").arg(target.path()));
         seen
     };
     std::thread::scope(|scope| match scope.spawn(inside).join() {
         Ok(seen) => seen,
         Err(panic) => std::panic::resume_unwind(panic),
     })
+}
+
+/// Runs a program that must succeed, and shows what it said if it does not.
+pub(crate) fn run(command: &mut Command) -> String {
+    let output = command.env("LC_ALL", "C").output();
+    let output = output.unwrap_or_else(|error| panic!("run {command:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{text}\n{errors}", output.status);
+    text
 }
 
 /// Everything about an entry that an image must keep.

@@ -33,6 +33,10 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// What is moved at once: enough that a wake-up is worth its cost.
 const CHUNK: usize = 256 << 10;
 
+/// What the host may leave unread before a write has to wait, in bytes: several chunks, so that the
+/// process, this relay and the host work at the same time.
+const UNDER_WAY: u64 = 1 << 20;
+
 /// The relay of one process.
 pub(crate) struct Relay {
     stdin: Option<JoinHandle<()>>,
@@ -61,9 +65,10 @@ impl Relay {
             [("stdout", pipes.stdout, host.stdout), ("stderr", pipes.stderr, host.stderr)]
         {
             let (Some(pipe), Some(stream)) = (pipe, stream) else { continue };
+            stream.set_buffer_size(UNDER_WAY)?;
             let (pipe, exited) = (linkspan_guest_sys::register(pipe)?, relay.exited.subscribe());
             relay.outputs.push(spawn_local(async move {
-                let ended = copy_out(pipe, stream, exited, true).await;
+                let ended = copy_out(Source::Pipe, pipe, stream, exited).await;
                 debug!(?ended, "{name}");
             }));
         }
@@ -85,7 +90,7 @@ impl Relay {
             let (master, exited) =
                 (linkspan_guest_sys::register(terminal.duplicate()?)?, relay.exited.subscribe());
             relay.outputs.push(spawn_local(async move {
-                let ended = copy_out(master, stream, exited, false).await;
+                let ended = copy_out(Source::Terminal, master, stream, exited).await;
                 debug!(?ended, "terminal output");
             }));
         }
@@ -121,19 +126,26 @@ async fn copy_in(mut from: Stream, to: &AsyncFd<OwnedFd>) -> io::Result<()> {
     }
 }
 
+/// What output comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// Gives all that it has, and its end is the stream's.
+    Pipe,
+    /// Gives what its line discipline likes to; its stream stays for input.
+    Terminal,
+}
+
 async fn copy_out(
+    source: Source,
     from: AsyncFd<OwnedFd>,
     mut to: Stream,
     exited: watch::Receiver<bool>,
-    half_close: bool,
 ) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     loop {
         let read = tokio::select! {
             biased;
-            read = from.async_io(tokio::io::Interest::READABLE, |fd| {
-                Ok(rustix::io::read(fd.as_fd(), &mut buffer[..])?)
-            }) => read,
+            read = read(source, &from, &mut buffer) => read,
             () = silence_after(exited.clone()) => Ok(0),
         };
         match read {
@@ -146,13 +158,29 @@ async fn copy_out(
         }
     }
     drop((from, buffer));
-    if half_close {
+    if source == Source::Pipe {
         to.shutdown(std::net::Shutdown::Write)?;
         // The host answers the end with its own: anything it sends here has no meaning.
         let mut byte = [0; 16];
         while to.read(&mut byte).await? > 0 {}
     }
     Ok(())
+}
+
+/// Reads what is there. A pipe that gives less than it was asked for is empty, which spares the
+/// call that would find it so.
+async fn read(source: Source, from: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        let mut ready = from.readable().await?;
+        let Ok(read) = ready.try_io(|fd| Ok(rustix::io::read(fd.as_fd(), &mut *buffer)?)) else {
+            continue;
+        };
+        let short = read.as_ref().is_ok_and(|&len| 0 < len && len < buffer.len());
+        if source == Source::Pipe && short {
+            ready.clear_ready();
+        }
+        return read;
+    }
 }
 
 async fn silence_after(mut exited: watch::Receiver<bool>) {

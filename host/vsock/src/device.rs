@@ -39,7 +39,7 @@ impl Options {
             guest_cid,
             export_path: None,
             max_connections: 512,
-            buffer: 256 * 1024,
+            buffer: 1024 * 1024,
             connect_timeout: Duration::from_secs(5),
         }
     }

@@ -41,6 +41,26 @@ struct Arguments {
     /// Fail unless the figures meet the goals that the table names.
     #[arg(long)]
     check: bool,
+    /// Measure only this; may be given more than once. All of it unless told.
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
+}
+
+/// A part of the measurements, each with utility VMs of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The boot, beside the floor's.
+    Boot,
+    /// Counted instructions, and memory.
+    Instructions,
+    /// Rates and times, on two processors.
+    Rates,
+}
+
+impl Arguments {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
 }
 
 #[tokio::main]
@@ -49,11 +69,15 @@ async fn main() -> Result<()> {
     let bench = Bench::prepare(&arguments.image, &arguments.busybox)?;
     let mut report = Report::default();
     report.size("initrd", std::fs::metadata(arguments.image.join("initrd"))?.len(), 8_920_000, 0.5);
-    if let Some(floor) = &arguments.floor {
+    if let Some(floor) = arguments.floor.as_ref().filter(|_| arguments.wants(Part::Boot)) {
         boot(&bench, floor, &mut report).await?;
     }
-    instructions(&bench, &mut report).await?;
-    rates(&bench, arguments.megabytes << 20, &mut report).await?;
+    if arguments.wants(Part::Instructions) {
+        instructions(&bench, &mut report).await?;
+    }
+    if arguments.wants(Part::Rates) {
+        rates(&bench, arguments.megabytes << 20, &mut report).await?;
+    }
     println!("{report}");
     if let Some(path) = &arguments.json {
         std::fs::write(path, serde_json::to_vec_pretty(&report.to_json())?)?;

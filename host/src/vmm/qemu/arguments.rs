@@ -131,6 +131,8 @@ pub(super) fn kernel_arguments(
     extra: &[String],
 ) -> Result<Vec<String>, QemuError> {
     let ours = ["console=ttyS0", "quiet", "panic=-1", "random.trust_cpu=on", "8250.nr_uarts=1"];
+    // Debian's kernel zeroes all memory that it gives itself, each buffer of a stream included.
+    let memory = ["init_on_alloc=0"];
     // Under TCG the kernel's checks of these clocks fail whenever the host is busy.
     let clocks: &[_] = match accelerator {
         Accelerator::Kvm => &[],
@@ -139,7 +141,7 @@ pub(super) fn kernel_arguments(
     if let Some(bad) = extra.iter().find(|argument| !is_one_argument(argument)) {
         return Err(QemuError::KernelArgument(bad.clone()));
     }
-    let ours = ours.iter().chain(clocks).map(|&argument| argument.to_owned());
+    let ours = ours.iter().chain(&memory).chain(clocks).map(|&argument| argument.to_owned());
     Ok(ours.chain(extra.iter().cloned()).collect())
 }
 

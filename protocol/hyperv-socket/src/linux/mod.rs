@@ -1,5 +1,6 @@
 //! `AF_VSOCK` and hybrid-vsock Unix sockets on Linux.
 
+mod buffer;
 mod connect;
 mod listener;
 mod register;

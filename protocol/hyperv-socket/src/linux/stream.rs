@@ -57,6 +57,19 @@ impl Stream {
         Ok((Self::from_socket(near)?, Self::from_socket(far)?))
     }
 
+    /// Sets how many bytes may be under way on a vsock stream in each direction, unread by the
+    /// other side. Linux's default is 256 KiB. A stream of another family stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// What `setsockopt` gives.
+    pub fn set_buffer_size(&self, bytes: u64) -> io::Result<()> {
+        match self.socket().domain()? {
+            Domain::VSOCK => super::buffer::set_buffer_size(self.as_fd(), bytes),
+            _ => Ok(()),
+        }
+    }
+
     /// Gives the descriptor out; it stays non-blocking.
     pub fn into_fd(self) -> OwnedFd {
         self.socket.into_inner().into()

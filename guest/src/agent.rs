@@ -5,25 +5,29 @@
 //! (`runtime`).
 
 use std::cell::RefCell;
-use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use std::{fmt, io};
 
 use hyperv_socket::Peer;
-use linkspan_protocol::message::{Capabilities, Notification};
-use linkspan_protocol::{Fault, HResult, Incoming, Server, ServerOptions};
+use linkspan_protocol::message::{Capabilities, ContainerId, Notification};
+use linkspan_protocol::{Fault, HResult, Incoming, MessageType, Server, ServerOptions};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
 use tracing::{debug, error, info, warn};
 
 use crate::dispatch::{After, dispatch};
+use crate::log::{self, Target};
 use crate::runtime::Runtime;
 use crate::storage::Devices;
 use crate::uvm::Uvm;
+use crate::{clock, kmsg, tasks};
 
 /// What the agent has to know.
 #[derive(Debug)]
@@ -38,6 +42,12 @@ pub struct Options {
     pub disks: Option<PathBuf>,
     /// Prefix of all containers' cgroups.
     pub cgroup: PathBuf,
+    /// Where the log goes.
+    pub log: Target,
+    /// Kernel messages up to this priority are logged.
+    pub kmsg_level: Option<u8>,
+    /// Follow the hypervisor's clock.
+    pub time_sync: bool,
     /// Ends when pid 1 has loaded the modules that storage needs.
     pub ready: Option<OwnedFd>,
     /// How often pid 1 has had to start the agent again.
@@ -49,6 +59,8 @@ pub struct Options {
 pub enum End {
     /// The host has asked for the utility VM to go off.
     PowerOff,
+    /// The only connection that there can be has ended.
+    Disconnected,
 }
 
 /// Serves hosts until one asks for the end.
@@ -71,7 +83,10 @@ pub fn run(options: Options) -> io::Result<End> {
         .thread_stack_size(256 << 10)
         .thread_keep_alive(Duration::from_secs(2))
         .build()?;
-    LocalSet::new().block_on(&executor, serve(options, runtime))
+    let ended = LocalSet::new().block_on(&executor, serve(options, runtime));
+    // A thread that reads standard input, or a disk, is not waited for.
+    executor.shutdown_background();
+    ended
 }
 
 type Connection = (Pin<Box<dyn AsyncRead>>, Pin<Box<dyn AsyncWrite>>);
@@ -100,20 +115,43 @@ async fn serve(options: Options, runtime: Runtime) -> io::Result<End> {
         uvm,
         end: watch::Sender::new(false),
     });
-    spawn_local(bridge.uvm.reaper.clone().run());
-    spawn_local(pass_on(Rc::clone(&bridge), notifications));
+    tasks::spawn("reaper", bridge.uvm.reaper.clone().run());
+    tasks::spawn("notifications", pass_on(Rc::clone(&bridge), notifications));
 
+    tasks::spawn("log", log::deliver(options.host.clone(), options.log));
     let mut end = bridge.end.subscribe();
+    let mut housekeeping = Some((options.kmsg_level, options.time_sync));
     loop {
         let connection = tokio::select! {
             connection = connect(&options.host, options.port, options.use_stdio) => connection,
             _ = end.wait_for(|&end| end) => return Ok(End::PowerOff),
         };
         info!("connected to the host");
+        // The host's first answer comes first.
+        if let Some((kmsg_level, time_sync)) = housekeeping.take() {
+            tasks::spawn("kernel messages", keep_house(Rc::clone(&bridge), kmsg_level, time_sync));
+        }
         tokio::select! {
             ended = exchange(&bridge, connection) => warn!(?ended, "lost the host"),
             _ = end.wait_for(|&end| end) => return Ok(End::PowerOff),
         }
+        if options.use_stdio {
+            return Ok(End::Disconnected);
+        }
+    }
+}
+
+/// Cares for a machine's clock and for what its kernel says, once the first host is served.
+async fn keep_house(bridge: Rc<Bridge>, kmsg_level: Option<u8>, time_sync: bool) {
+    bridge.uvm.ready().await;
+    if time_sync {
+        tasks::spawn("clock", clock::follow());
+    }
+    // They are logged at this level, and reading them for nobody costs as well.
+    if let Some(level) = kmsg_level.filter(|_| tracing::enabled!(tracing::Level::INFO))
+        && let Err(error) = kmsg::forward(level).await
+    {
+        warn!(%error, "the kernel's messages are not logged");
     }
 }
 
@@ -146,7 +184,7 @@ async fn pass_on(bridge: Rc<Bridge>, mut notifications: mpsc::UnboundedReceiver<
 /// Dials until it succeeds: the host may be away, and nobody says when it is back.
 async fn connect(host: &Peer, port: u32, use_stdio: bool) -> Connection {
     if use_stdio {
-        return (Box::pin(tokio::io::stdin()), Box::pin(tokio::io::stdout()));
+        return stdio();
     }
     let mut pause = Duration::from_millis(5);
     loop {
@@ -159,6 +197,18 @@ async fn connect(host: &Peer, port: u32, use_stdio: bool) -> Connection {
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+/// Standard input and output. Pipes are watched like all else; for others there are threads.
+fn stdio() -> Connection {
+    use tokio::net::unix::pipe;
+    let duplicate = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(io::Error::from);
+    let read = duplicate(rustix::stdio::stdin()).and_then(pipe::Receiver::from_owned_fd);
+    let write = duplicate(rustix::stdio::stdout()).and_then(pipe::Sender::from_owned_fd);
+    match (read, write) {
+        (Ok(read), Ok(write)) => (Box::pin(read), Box::pin(write)),
+        _ => (Box::pin(tokio::io::stdin()), Box::pin(tokio::io::stdout())),
     }
 }
 
@@ -185,7 +235,9 @@ async fn receive(bridge: &Rc<Bridge>, mut read: Pin<Box<dyn AsyncRead>>) -> io::
             .handle_input(&buffer[..len])
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         while let Some(incoming) = server.poll_request() {
-            spawn_local(answer(Rc::clone(bridge), incoming));
+            let name =
+                RequestName(incoming.ticket.message_type(), incoming.envelope.container_id.clone());
+            tasks::spawn(name, answer(Rc::clone(bridge), incoming));
         }
         if server.is_negotiated() {
             bridge.uvm.note_negotiation();
@@ -213,6 +265,31 @@ async fn transmit(
     }
 }
 
+/// How a request is called in a description of what is going on.
+struct RequestName(MessageType, ContainerId);
+
+impl fmt::Display for RequestName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "request {} of {:?}", self.0, self.1.as_str())
+    }
+}
+
+/// Turns a panic of a future into its failure.
+struct CatchPanic<F>(Pin<Box<F>>);
+
+impl<F: Future> Future for CatchPanic<F> {
+    type Output = Result<F::Output, ()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // What the future shares with others is changed in whole steps only.
+        let poll = AssertUnwindSafe(|| self.0.as_mut().poll(context));
+        match std::panic::catch_unwind(poll) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => Poll::Ready(Err(())),
+        }
+    }
+}
+
 /// Works on one request, whatever becomes of the connection that it came on. Even a defect of
 /// ours is an answer, not the end of the agent.
 async fn answer(bridge: Rc<Bridge>, incoming: Incoming) {
@@ -220,15 +297,13 @@ async fn answer(bridge: Rc<Bridge>, incoming: Incoming) {
     let message_type = ticket.message_type();
     let target = envelope.container_id.clone();
     debug!(%message_type, %target, "request");
-    let work = spawn_local({
-        let bridge = Rc::clone(&bridge);
-        async move { dispatch(&bridge.uvm, envelope, request).await }
-    });
-    let outcome = match work.await {
+    let work = dispatch(&bridge.uvm, envelope, request);
+    let outcome = match CatchPanic(Box::pin(work)).await {
         Ok(outcome) => outcome.map_err(Fault::from),
-        Err(panic) => {
-            error!(%message_type, %panic, "a request made the agent panic");
-            let text = format!("defect in the guest agent: {message_type} ended by {panic}");
+        Err(()) => {
+            // The hook has logged what it was.
+            error!(%message_type, "a request made the agent panic");
+            let text = format!("defect in the guest agent: {message_type} made it panic");
             Err(Fault::new(HResult::FAIL, text))
         }
     };

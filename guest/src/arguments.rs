@@ -1,8 +1,7 @@
 //! The command line, in the syntax of the agent that this one replaces: one dash or two,
 //! `-name value` or `-name=value`, a boolean's value only behind `=`.
 //!
-//! All of that agent's flags are taken, so that the same image scripts work; what has no meaning
-//! here is taken and does nothing.
+//! All of that agent's flags are taken, so that the same image scripts work.
 
 use std::path::PathBuf;
 
@@ -10,8 +9,10 @@ use hyperv_socket::Peer;
 use linkspan_protocol::port;
 use tracing::Level;
 
+use crate::log::{Format, Target};
+
 /// What the command line says.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Arguments {
     /// Where the host is.
     pub host: Peer,
@@ -21,6 +22,18 @@ pub struct Arguments {
     pub use_stdio: bool,
     /// How much to log.
     pub level: Level,
+    /// In which form.
+    pub format: Format,
+    /// Whereto.
+    pub log: Target,
+    /// Kernel messages of this priority or a graver one (0 to 7) are logged.
+    pub kmsg_level: Option<u8>,
+    /// Follow the hypervisor's clock.
+    pub time_sync: bool,
+    /// Memory in bytes that containers may not have.
+    pub memory_reserve: u64,
+    /// Memory in bytes of the agent's own cgroup above which it warns.
+    pub memory_warning: u64,
     /// Links to disks, in place of sysfs.
     pub disks: Option<PathBuf>,
     /// Prefix of all containers' cgroups.
@@ -38,6 +51,12 @@ impl Default for Arguments {
             port: port::BRIDGE,
             use_stdio: false,
             level: Level::WARN,
+            format: Format::Json,
+            log: Target::Stderr,
+            kmsg_level: Some(4),
+            time_sync: true,
+            memory_reserve: 75 << 20,
+            memory_warning: 50 << 20,
             disks: None,
             cgroup: "/pods".into(),
             directory: None,
@@ -65,34 +84,46 @@ Flags:
   -directory DIR       loopback: holds disks/, and is removed at the end
   -core-dump-location PATTERN
                        the kernel's core_pattern
+  -log-format FORM     json or text                                [json]
+  -logfile PATH        log to this file, not to standard error
+  -log-port N          log to this port of the host
+  -kmsgLogLevel N      log the kernel's messages up to this priority  [4]
+  -disable-time-sync   leave the clock alone
+  -root-mem-reserve-bytes N
+                       memory that containers cannot have      [78643200]
+  -gcs-mem-limit-bytes N
+                       warn when the agent has more than this  [52428800]
   -help, -version
 
-Flags of the agent that this one replaces are taken and have no effect where
-they are not listed here: -v4, -log-format, -logfile, -kmsgLogLevel,
--root-mem-reserve-bytes, -gcs-mem-limit-bytes, -disable-time-sync, -scrub-logs,
--initial-policy-stance.
+Called as `gcs`, it has the defaults of the agent that it replaces: -loglevel
+debug -log-format text. That agent's other flags are taken as well: -v4 (there
+is no other version) and -scrub-logs (what containers are given as environment
+and annotations is never logged).
+
+Called as `vsockexec [-r] [-i PORT] [-o PORT] [-e PORT] PROGRAM [ARGS]`, it runs
+a program with standard streams on the host's ports; -r outlives a lost host.
 ";
 
-/// Flags without effect, and whether they are booleans.
-const IGNORED: [(&str, bool); 9] = [
-    ("v4", true),
-    ("disable-time-sync", true),
-    ("scrub-logs", true),
-    ("log-format", false),
-    ("logfile", false),
-    ("kmsgLogLevel", false),
-    ("root-mem-reserve-bytes", false),
-    ("gcs-mem-limit-bytes", false),
-    ("initial-policy-stance", false),
-];
-
 impl Arguments {
+    /// The defaults of a program called `gcs`.
+    pub fn of_gcs() -> Self {
+        Self { level: Level::DEBUG, format: Format::Text, ..Self::default() }
+    }
+
     /// Reads the flags.
     ///
     /// # Errors
     /// Says which flag is wrong, and what would be right.
     pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Self, String> {
-        let mut parsed = Self::default();
+        Self::default().with(args)
+    }
+
+    /// Reads the flags; what they do not say stays as it is.
+    ///
+    /// # Errors
+    /// Says which flag is wrong, and what would be right.
+    pub fn with(self, args: impl IntoIterator<Item = String>) -> Result<Self, String> {
+        let mut parsed = self;
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
             let flag = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-'));
@@ -112,12 +143,8 @@ impl Arguments {
                     parsed.host =
                         text.parse().map_err(|error| format!("-host {text:?}: {error}"))?;
                 }
-                "port" => {
-                    let text = value()?;
-                    parsed.port =
-                        text.parse().map_err(|error| format!("-port {text:?}: {error}"))?;
-                }
-                "use-inouterr" => parsed.use_stdio = given.as_deref() != Some("false"),
+                "port" => parsed.port = number(name, &value()?)?,
+                "use-inouterr" => parsed.use_stdio = boolean(name, given.as_deref())?,
                 "loglevel" => parsed.level = level(&value()?)?,
                 "disks" => parsed.disks = Some(value()?.into()),
                 "cgroup" => parsed.cgroup = value()?.into(),
@@ -129,14 +156,58 @@ impl Arguments {
                 "core-dump-location" => {
                     parsed.core_pattern = Some(value()?).filter(|pattern| !pattern.is_empty());
                 }
-                other => match IGNORED.iter().find(|(name, _)| *name == other) {
-                    Some((_, true)) => {}
-                    Some((_, false)) => drop(value()?),
-                    None => return Err(format!("-{other} is not known; see -help")),
+                "log-format" => parsed.format = value()?.parse()?,
+                "logfile" => {
+                    let path = value()?;
+                    parsed.log = match path.is_empty() {
+                        true => Target::Stderr,
+                        false => Target::File(path.into()),
+                    };
+                }
+                "log-port" => parsed.log = Target::Port(number(name, &value()?)?),
+                "kmsgLogLevel" => {
+                    let level: i64 = number(name, &value()?)?;
+                    parsed.kmsg_level = u8::try_from(level.min(7)).ok();
+                }
+                "disable-time-sync" => parsed.time_sync = !boolean(name, given.as_deref())?,
+                "root-mem-reserve-bytes" => parsed.memory_reserve = number(name, &value()?)?,
+                "gcs-mem-limit-bytes" => parsed.memory_warning = number(name, &value()?)?,
+                "initial-policy-stance" => match value()?.as_str() {
+                    "allow" => {}
+                    // To start all the same would be to allow what was to be denied.
+                    "deny" => {
+                        return Err("-initial-policy-stance deny: confidential policies are not \
+                                    supported"
+                            .to_owned());
+                    }
+                    other => {
+                        return Err(format!(
+                            "-initial-policy-stance {other:?} is not allow or deny"
+                        ));
+                    }
                 },
+                "v4" | "scrub-logs" => drop(boolean(name, given.as_deref())?),
+                other => return Err(format!("-{other} is not known; see -help")),
             }
         }
         Ok(parsed)
+    }
+}
+
+fn number<T: std::str::FromStr<Err: std::fmt::Display>>(
+    name: &str,
+    text: &str,
+) -> Result<T, String> {
+    text.parse().map_err(|error| format!("-{name} {text:?}: {error}"))
+}
+
+/// A boolean's value comes behind `=` or not at all.
+fn boolean(name: &str, given: Option<&str>) -> Result<bool, String> {
+    match given {
+        None => Ok(true),
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
+        Some(other) => Err(format!("-{name}={other} is neither true nor false")),
     }
 }
 
@@ -171,6 +242,10 @@ mod tests {
         assert!(!parsed.use_stdio && parsed.port == 0x4000_0000);
         assert!(parse("-use-inouterr").unwrap().use_stdio);
         assert!(!parse("-use-inouterr=false").unwrap().use_stdio);
+        assert!(!parsed.time_sync && parsed.log == Target::Stderr);
+        let parsed = Arguments::of_gcs().with([]).unwrap();
+        assert_eq!((parsed.level, parsed.format), (Level::DEBUG, Format::Text));
+        assert_eq!(parse("-kmsgLogLevel -1").unwrap().kmsg_level, None);
     }
 
     #[test]
@@ -180,6 +255,10 @@ mod tests {
             ("-loglevel loud", "loud"),
             ("-port", "-port needs"),
             ("-port x", "\"x\""),
+            ("-v4=maybe", "maybe"),
+            ("-log-format xml", "xml"),
+            ("-initial-policy-stance deny", "deny"),
+            ("-gcs-mem-limit-bytes much", "much"),
             ("word", "word"),
         ] {
             assert!(parse(line).unwrap_err().contains(named), "{line}");

@@ -36,6 +36,14 @@ pub enum Error {
         /// How long.
         milliseconds: u32,
     },
+    /// Something did not happen in time.
+    #[error("no {what} within {limit:?}")]
+    Late {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        limit: std::time::Duration,
+    },
     /// A document does not say what it has to.
     #[error("{field}: {reason}")]
     Document {

@@ -19,6 +19,7 @@ impl From<Error> for Fault {
             // The reference means INVALID_STATE for a container that is being made, and sends this.
             Error::ContainerCreating(_)
             | Error::Argument { .. }
+            | Error::Late { .. }
             | Error::NotSupported(_)
             | Error::Runtime { .. }
             | Error::Corrupt { .. }

@@ -5,21 +5,24 @@
 //!                     └─> storage modules ─> ready ─ ┴─> storage requests are served
 //! ```
 
+mod mounts;
+
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
-use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::resource::{Resource, setrlimit};
 
 use crate::agent::{self, End};
 use crate::arguments::Arguments;
-use crate::supervisor::{POWER_OFF, keep_running};
-use crate::{cgroup, log, modules};
+use crate::boot_command::BootCommand;
+pub use crate::supervisor::POWER_OFF;
+use crate::supervisor::{keep_running, run_once};
+use crate::{cgroup, log, modules, storage};
 
 /// Which programs an image runs in place of our agent; written by the image builder.
 const FOREIGN_AGENT: &str = "/etc/linkspan/agent";
@@ -38,28 +41,43 @@ impl ForeignAgent {
     }
 }
 
-/// Sets the machine up and keeps an agent running. Returns only if that is impossible.
+/// Sets the machine up and keeps an agent running, or runs the program that `args` name. Returns
+/// the machine's exit code, if there is one.
 ///
 /// # Errors
-/// What cannot be done without: mounts, the first fork.
-pub fn run() -> io::Result<()> {
-    mount_all()?;
+/// What cannot be done without: mounts, the first fork; and arguments that say nothing.
+pub fn run(args: Vec<String>) -> io::Result<u8> {
+    mounts::mount_all()?;
     crate::name_process(c"linkspan-init");
     say("phase=init");
+    let boot = BootCommand::parse(args).map_err(io::Error::other)?;
     let options = KernelOptions::read();
+    mounts::mount_cgroups(&options.0)?;
     setrlimit(Resource::RLIMIT_NOFILE, 1024, 1 << 20)?;
     let _ = linkspan_guest_sys::bring_up("lo");
     cgroup::delegate();
     load_modules("vsock");
-    if options.get("entropy").is_some() {
-        seed();
+    if boot.writable {
+        load_storage();
+        mounts::mount_writable()?;
+    }
+    let entropy = options.get("entropy").map(|_| linkspan_protocol::port::ENTROPY);
+    if let Some(port) = boot.entropy_port.or(entropy) {
+        seed(port);
     }
     say("phase=agent");
+    let own = boot.own_agent();
+    if own.is_none() && !boot.command.is_empty() {
+        return run_program(&boot);
+    }
     let (ready_read, ready_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let rest = std::cell::Cell::new(Some((ready_read, ready_write)));
     let foreign =
         fs::read_to_string(FOREIGN_AGENT).ok().and_then(|text| ForeignAgent::parse(&text));
-    let arguments = options.agent_arguments();
+    let defaults = if own.is_some() { Arguments::of_gcs() } else { Arguments::default() };
+    let mut flags = own.unwrap_or_default();
+    flags.extend(options.agent_arguments());
+    let arguments = defaults.with(flags);
     let ended = keep_running_with_modules(foreign, &arguments, rest);
     if let Err(error) = &ended {
         say(&format!("cannot go on: {error}"));
@@ -67,9 +85,29 @@ pub fn run() -> io::Result<()> {
     power_off()
 }
 
+/// A program of somebody else's, with which the machine ends.
+fn run_program(boot: &BootCommand) -> io::Result<u8> {
+    let run = |command: &[String]| {
+        let (program, args) = command.split_first().expect("there is a command");
+        let _ = rustix::process::setsid();
+        let mut command = Command::new(program);
+        command.args(args).env_clear().env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin");
+        let error = command.exec();
+        say(&format!("cannot run {program}: {error}"));
+        127
+    };
+    if let Some(shell) = &boot.shell {
+        if let linkspan_guest_sys::Forked::Child = linkspan_guest_sys::fork()? {
+            std::process::exit(run(&boot.command));
+        }
+        return run_once(|| run(std::slice::from_ref(shell)));
+    }
+    run_once(|| run(&boot.command))
+}
+
 fn keep_running_with_modules(
     foreign: Option<ForeignAgent>,
-    arguments: &[String],
+    arguments: &Result<Arguments, String>,
     ready: std::cell::Cell<Option<(OwnedFd, OwnedFd)>>,
 ) -> io::Result<()> {
     // Loading goes on in a process of its own while the agent already speaks with the host.
@@ -104,21 +142,34 @@ fn keep_running_with_modules(
     )
 }
 
-fn run_agent(arguments: &[String], ready: Option<OwnedFd>, restarts: u32) -> i32 {
-    let arguments = match Arguments::parse(arguments.iter().cloned()) {
-        Ok(arguments) => arguments,
+fn run_agent(arguments: &Result<Arguments, String>, ready: Option<OwnedFd>, restarts: u32) -> i32 {
+    match arguments {
+        Ok(arguments) => serve(arguments.clone(), Scope::Machine, ready, restarts),
         Err(error) => {
-            say(&error);
-            return 2;
+            say(error);
+            2
         }
-    };
-    log::start(arguments.level);
-    serve(arguments, ready, restarts)
+    }
+}
+
+/// What is the agent's to care for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// A whole machine: its clock, its kernel's messages and settings.
+    Machine,
+    /// Containers alone.
+    Containers,
 }
 
 /// Serves hosts; the result is an exit code.
-pub fn serve(arguments: Arguments, ready: Option<OwnedFd>, restarts: u32) -> i32 {
-    if let Some(pattern) = &arguments.core_pattern
+pub fn serve(arguments: Arguments, scope: Scope, ready: Option<OwnedFd>, restarts: u32) -> i32 {
+    if let Err(error) = log::start(arguments.level, arguments.format, &arguments.log) {
+        eprintln!("linkspan-guest: open the log {:?}: {error}", arguments.log);
+        return 1;
+    }
+    let machine = scope == Scope::Machine;
+    if machine
+        && let Some(pattern) = &arguments.core_pattern
         && let Err(error) = fs::write("/proc/sys/kernel/core_pattern", pattern)
     {
         tracing::error!(%error, pattern, "cannot set the core pattern");
@@ -129,11 +180,15 @@ pub fn serve(arguments: Arguments, ready: Option<OwnedFd>, restarts: u32) -> i32
         use_stdio: arguments.use_stdio,
         disks: arguments.disks,
         cgroup: arguments.cgroup,
+        log: arguments.log,
+        kmsg_level: arguments.kmsg_level.filter(|_| machine),
+        time_sync: arguments.time_sync && machine,
         ready,
         restarts,
     };
     match agent::run(options) {
         Ok(End::PowerOff) => POWER_OFF,
+        Ok(End::Disconnected) => 0,
         Err(error) => {
             tracing::error!(%error, "the agent cannot run");
             1
@@ -142,8 +197,7 @@ pub fn serve(arguments: Arguments, ready: Option<OwnedFd>, restarts: u32) -> i32
 }
 
 fn run_foreign(foreign: &ForeignAgent) -> i32 {
-    use std::os::unix::process::CommandExt;
-    let mut command = std::process::Command::new(&foreign.path);
+    let mut command = Command::new(&foreign.path);
     command.args(&foreign.args).env_clear().env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin");
     let error = command.exec();
     say(&format!("cannot run the agent {}: {error}", foreign.path));
@@ -157,54 +211,15 @@ fn say(text: &str) {
     }
 }
 
-fn power_off() -> io::Result<()> {
+/// Ends what runs, writes what is to last, and switches off.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn power_off() -> io::Result<u8> {
+    cgroup::kill(Path::new("/pods"));
+    storage::detach();
     nix::unistd::sync();
     match reboot(RebootMode::RB_POWER_OFF)? {}
-}
-
-fn mount_all() -> io::Result<()> {
-    // An initramfs cannot be pivoted away from; a bind mount of it can, and containers want to.
-    let same = Some("/");
-    fs::create_dir_all("/run")?;
-    mount(same, "/run", None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-    std::env::set_current_dir("/run")?;
-    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
-    nix::unistd::chroot(".")?;
-    std::env::set_current_dir("/")?;
-
-    let (nodev, nosuid, noexec) = (MsFlags::MS_NODEV, MsFlags::MS_NOSUID, MsFlags::MS_NOEXEC);
-    let all = nodev | nosuid | noexec;
-    for (kind, target, flags, data) in [
-        ("devtmpfs", "/dev", nosuid | noexec, ""),
-        ("proc", "/proc", all, ""),
-        ("sysfs", "/sys", all, ""),
-        ("tmpfs", "/run", nodev | nosuid, "mode=0755"),
-        ("tmpfs", "/tmp", nodev | nosuid, "mode=1777"),
-        ("tmpfs", "/dev/shm", all, ""),
-        ("devpts", "/dev/pts", nosuid | noexec, "ptmxmode=0666,mode=0620,gid=5"),
-        ("cgroup2", "/sys/fs/cgroup", all, ""),
-    ] {
-        match fs::create_dir_all(target) {
-            Err(error) if kind != "cgroup2" => return Err(error),
-            _ => {}
-        }
-        match mount(Some(kind), target, Some(kind), flags, Some(data)) {
-            Err(Errno::EBUSY) | Ok(()) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    for (link, target) in [
-        ("/dev/fd", "/proc/self/fd"),
-        ("/dev/stdin", "/proc/self/fd/0"),
-        ("/dev/stdout", "/proc/self/fd/1"),
-        ("/dev/stderr", "/proc/self/fd/2"),
-    ] {
-        match symlink(target, link) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 fn load_storage() {
@@ -222,13 +237,12 @@ fn load_modules(group: &str) {
 }
 
 /// Reads the host's random bytes. Without them the kernel has its own.
-fn seed() {
+fn seed(port: u32) {
     let result = (|| -> io::Result<()> {
         let executor = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let bytes = executor.block_on(async {
             use tokio::io::AsyncReadExt;
             let host = hyperv_socket::Peer::Vsock { cid: 2 };
-            let port = linkspan_protocol::port::ENTROPY;
             let mut bytes = Vec::new();
             let stream = hyperv_socket::connect(&host, port).await?;
             stream.take(64 << 10).read_to_end(&mut bytes).await?;

@@ -16,13 +16,16 @@
 
 pub mod agent;
 pub mod arguments;
+mod boot_command;
 mod cgroup;
+mod clock;
 mod container;
 mod dispatch;
 mod error;
 mod fault;
 mod guest_path;
 pub mod init;
+mod kmsg;
 pub mod log;
 pub mod loopback;
 mod modules;
@@ -35,8 +38,11 @@ mod runtime;
 mod stdio;
 mod storage;
 mod supervisor;
+mod tasks;
 mod terminal;
+mod threads;
 mod uvm;
+pub mod vsock_exec;
 
 pub use error::Error;
 

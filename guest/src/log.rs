@@ -1,54 +1,154 @@
-//! The agent's log: one JSON object a line on stderr, in the shape that hosts parse (`time`,
-//! `level`, `msg`, then fields). Nothing else may ever be written there.
+//! The agent's log: one JSON object a line, in the shape that hosts parse (`time`, `level`,
+//! `msg`, then fields), or text for people. Nothing else may ever be written where it goes: a host
+//! takes anything else for the agent's last words. [`sink`] sees to it that nobody waits for a
+//! reader.
+
+mod sink;
 
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hyperv_socket::Peer;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
+use self::sink::{Obstacle, Sink};
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A JSON object.
+    Json,
+    /// `name=value`, for people.
+    Text,
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "json" => Ok(Self::Json),
+            "text" => Ok(Self::Text),
+            other => Err(format!("-log-format {other:?} is not json or text")),
+        }
+    }
+}
+
+/// Whereto the log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Standard error.
+    Stderr,
+    /// A file, which is emptied first.
+    File(PathBuf),
+    /// A port of the host, dialled by [`deliver`] again and again.
+    Port(u32),
+}
+
+/// A process has one log. It is a global because `tracing` has one.
+static LOG: OnceLock<Log> = OnceLock::new();
+
+struct Log {
+    format: Format,
+    sink: Sink,
+}
+
 /// Writes events of at most this level's severity.
-struct JsonLines {
+struct Lines {
     level: Level,
 }
 
-/// Sends this process's events to stderr from now on.
-pub fn start(level: Level) {
+/// Sends this process's events to `target` from now on.
+///
+/// # Errors
+/// When a log file cannot be opened.
+pub fn start(level: Level, format: Format, target: &Target) -> io::Result<()> {
+    let sink = match target {
+        Target::Stderr => Sink::stderr(),
+        Target::Port(_) => Sink::unconnected(),
+        Target::File(path) => {
+            let mut options = File::options();
+            Sink::file(options.write(true).create(true).truncate(true).mode(0o600).open(path)?)
+        }
+    };
     // A second call, as tests make it, changes nothing.
-    let _ = tracing::subscriber::set_global_default(JsonLines { level });
+    let _ = LOG.set(Log { format, sink });
+    let _ = tracing::subscriber::set_global_default(Lines { level });
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "defect")));
+    Ok(())
 }
 
-impl Subscriber for JsonLines {
+/// Ends the log of a process that was forked from one that has a log.
+pub(crate) fn silence() {
+    if let Some(log) = LOG.get() {
+        log.sink.close();
+    }
+}
+
+/// How long a host may take to listen on the log's port before it is tried again, at most.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Delivers what a slow or absent reader has kept waiting, for as long as the agent lives.
+pub(crate) async fn deliver(host: Peer, target: Target) {
+    let Some(log) = LOG.get() else { return };
+    let mut pause = Duration::from_millis(20);
+    loop {
+        match log.sink.flush(|count| lost(log.format, count)) {
+            Obstacle::None => log.sink.stuck.notified().await,
+            Obstacle::Absent => {
+                let Target::Port(port) = target else {
+                    log.sink.close();
+                    return;
+                };
+                match hyperv_socket::connect(&host, port).await {
+                    Ok(stream) => {
+                        log.sink.connect(stream.into_fd());
+                        pause = Duration::from_millis(20);
+                    }
+                    Err(_) => {
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(PAUSE);
+                    }
+                }
+            }
+            Obstacle::Slow(fd) => match linkspan_guest_sys::register(fd) {
+                Ok(fd) => drop(fd.writable().await),
+                // Not to be watched: what is next written finds out.
+                Err(_) => log.sink.stuck.notified().await,
+            },
+        }
+    }
+}
+
+fn lost(format: Format, count: u64) -> Vec<u8> {
+    let mut fields = Fields { message: "log lines were lost".into(), others: Map::new() };
+    fields.others.insert("count".into(), count.into());
+    fields.line(format, &Level::WARN)
+}
+
+impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Only our own: the runtime's library tells far more than anybody reads.
         *metadata.level() <= self.level && metadata.target().starts_with("linkspan")
     }
 
+    fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
+        Some(self.level.into())
+    }
+
     fn event(&self, event: &Event<'_>) {
+        let Some(log) = LOG.get() else { return };
         let mut fields = Fields { message: String::new(), others: Map::new() };
         event.record(&mut fields);
-        let mut line = Map::new();
-        line.insert("time".into(), rfc3339(SystemTime::now()).into());
-        let level = match *event.metadata().level() {
-            Level::TRACE => "trace",
-            Level::DEBUG => "debug",
-            Level::INFO => "info",
-            Level::WARN => "warning",
-            Level::ERROR => "error",
-        };
-        line.insert("level".into(), level.into());
-        line.insert("msg".into(), fields.message.into());
-        for (name, value) in fields.others {
-            let taken = line.contains_key(&name);
-            line.insert(if taken { format!("fields.{name}") } else { name }, value);
-        }
-        let mut bytes = serde_json::to_vec(&line).unwrap_or_default();
-        bytes.push(b'\n');
-        // A log that cannot be written must not end what it tells of.
-        let _ = std::io::stderr().lock().write_all(&bytes);
+        log.sink.write(fields.line(log.format, event.metadata().level()));
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -70,8 +170,47 @@ impl Fields {
     fn put(&mut self, field: &Field, value: Value) {
         match field.name() {
             "message" => self.message = value.as_str().unwrap_or_default().to_owned(),
-            name => drop(self.others.insert(name.to_owned(), value)),
+            // For fields that hosts know by a name with a meaning of its own here.
+            name => {
+                let name = name.strip_prefix("field.").unwrap_or(name);
+                self.others.insert(name.to_owned(), value);
+            }
         }
+    }
+
+    fn line(self, format: Format, level: &Level) -> Vec<u8> {
+        let level = match *level {
+            Level::TRACE => "trace",
+            Level::DEBUG => "debug",
+            Level::INFO => "info",
+            Level::WARN => "warning",
+            Level::ERROR => "error",
+        };
+        let time = rfc3339(SystemTime::now());
+        let mut line = match format {
+            Format::Json => self.json(&time, level),
+            Format::Text => {
+                let mut text = format!("time=\"{time}\" level={level} msg={:?}", self.message);
+                for (name, value) in self.others {
+                    let _ = write!(text, " {name}={value}");
+                }
+                text.into_bytes()
+            }
+        };
+        line.push(b'\n');
+        line
+    }
+
+    fn json(self, time: &str, level: &str) -> Vec<u8> {
+        let mut line = Map::new();
+        line.insert("time".into(), time.into());
+        line.insert("level".into(), level.into());
+        line.insert("msg".into(), self.message.into());
+        for (name, value) in self.others {
+            let taken = line.contains_key(&name);
+            line.insert(if taken { format!("fields.{name}") } else { name }, value);
+        }
+        serde_json::to_vec(&line).unwrap_or_default()
     }
 }
 
@@ -127,9 +266,20 @@ fn civil(days: i64) -> (i64, i64, i64) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn a_line_has_the_keys_that_hosts_parse_and_none_twice() {
+        let mut fields = Fields { message: "said \"so\"\n".into(), others: Map::new() };
+        fields.others.insert("level".into(), 7.into());
+        fields.others.insert("container".into(), "c".into());
+        let line = fields.line(Format::Json, &Level::WARN);
+        assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1);
+        let line: Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!(line["level"], "warning");
+        assert_eq!((&line["msg"], &line["fields.level"]), (&"said \"so\"\n".into(), &7.into()));
+        assert!(line["time"].as_str().unwrap().ends_with('Z'));
+    }
 
     #[test]
     fn times_are_rfc_3339_with_nanoseconds() {

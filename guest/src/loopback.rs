@@ -18,8 +18,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::arguments::Arguments;
+use crate::cgroup;
+use crate::init::{self, Scope};
 use crate::supervisor::keep_running;
-use crate::{cgroup, init, log};
 
 /// Runs the agent in namespaces until standard input ends or the host asks for the end.
 ///
@@ -88,8 +89,7 @@ fn inside(arguments: &[String]) -> i32 {
     let _ = linkspan_guest_sys::bring_up("lo");
     let agent = |restarts| {
         let Ok(parsed) = Arguments::parse(arguments.iter().cloned()) else { return 2 };
-        log::start(parsed.level);
-        init::serve(parsed, None, restarts)
+        init::serve(parsed, Scope::Containers, None, restarts)
     };
     let say = |text: &str| eprintln!("linkspan: {text}");
     let end_containers = || {

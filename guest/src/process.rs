@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use linkspan_protocol::message::INFINITE;
 use tokio::sync::watch;
-use tokio::task::spawn_local;
 
 use crate::reaper::{Child, Exit};
 use crate::relay::Relay;
 use crate::terminal::Terminal;
-use crate::{Error, Result};
+use crate::{Error, Result, tasks};
 
 /// One process, from its start until it has been reported.
 pub(crate) struct Process {
@@ -66,11 +65,12 @@ impl Process {
         on_exit: impl AsyncFnOnce() + 'static,
     ) {
         let process = Rc::clone(self);
-        spawn_local(async move {
-            let exit = process.child.exited().await;
-            on_exit().await;
+        let name = format!("process {}", self.pid());
+        tasks::spawn(name, async move {
+            let exit = tasks::wait("its exit", process.child.exited()).await;
+            tasks::wait("what it leaves to be ended", on_exit()).await;
             if let Some(relay) = process.relay.take() {
-                relay.finish().await;
+                tasks::wait("its output to reach the host", relay.finish()).await;
             }
             let code = match (exit, signals) {
                 (Exit::Code(code), _) => code as u32,
@@ -91,13 +91,13 @@ impl Process {
         let waiter = Waiter::new(self);
         let mut code = self.code.subscribe();
         let wait = code.wait_for(Option::is_some);
+        let (what, pid) = ("the process's exit", self.pid());
         let code = if milliseconds == INFINITE {
-            wait.await
+            tasks::wait(what, wait).await
         } else {
             let limit = Duration::from_millis(milliseconds.into());
-            let pid = self.pid();
             let late = |_| Error::WaitTimedOut { pid, milliseconds };
-            tokio::time::timeout(limit, wait).await.map_err(late)?
+            tasks::wait_at_most(what, limit, wait).await.map_err(late)?
         };
         let code = code.ok().and_then(|code| *code).ok_or(Error::NoProcess(self.pid()))?;
         self.reported.set(true);

@@ -14,6 +14,7 @@ mod zygote;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -21,7 +22,7 @@ use serde_json::Value;
 pub(crate) use zygote::start as start_zygote;
 
 use crate::error::Context;
-use crate::{Error, Result};
+use crate::{Error, Result, tasks};
 
 /// What a worker is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,6 +83,9 @@ trait OciRuntime {
     fn run(&self, job: Job, stdio: Option<[OwnedFd; 3]>) -> Reply;
 }
 
+/// How long a worker may take. A host gives up on the whole utility VM after 300 s.
+const ANSWER: Duration = Duration::from_secs(240);
+
 /// The agent's handle on the zygote.
 pub(crate) struct Runtime {
     zygote: OwnedFd,
@@ -100,7 +104,9 @@ impl Runtime {
     ) -> Result<Option<u32>> {
         let (operation, id) = (job.operation(), job.id().to_owned());
         let refused = |reason| Error::Runtime { operation, id: id.clone(), reason };
-        let reply = self.ask(&job, stdio).await.context(|| format!("{operation} {id}: worker"))?;
+        let reply =
+            tasks::wait_at_most("answer of the runtime", ANSWER, self.ask(&job, stdio)).await?;
+        let reply = reply.context(|| format!("{operation} {id}: worker"))?;
         reply.map_err(|refusal| match refusal {
             Refusal::Exists => Error::ContainerExists(id.clone()),
             Refusal::Missing => Error::NoContainer(id.clone()),

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use hyperv_socket::{Peer, Stream};
 use linkspan_protocol::message::{ProcessParameters, VsockStdio};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
-use crate::Result;
 use crate::error::Context;
+use crate::{Result, tasks};
 
 /// One of something for each standard stream.
 #[derive(Debug)]
@@ -34,6 +35,10 @@ pub(crate) fn ports(parameters: &ProcessParameters, stdio: Option<VsockStdio>) -
     }
 }
 
+/// How long a host may take to accept. A vsock gives up sooner, so this is for one that neither
+/// accepts nor refuses.
+const DIAL: Duration = Duration::from_secs(30);
+
 impl Streams<u32> {
     /// Dials stdin, stdout, stderr in this order, which hosts may rely on. After a failure none
     /// stays connected.
@@ -45,7 +50,8 @@ impl Streams<u32> {
             ("stderr", self.stderr, &mut streams.stderr),
         ] {
             let Some(port) = port else { continue };
-            let stream = hyperv_socket::connect(host, port).await;
+            let dial = hyperv_socket::connect(host, port);
+            let stream = tasks::wait_at_most("connection to the host's port", DIAL, dial).await?;
             *slot = Some(stream.context(|| format!("connect {name} to the host's port {port}"))?);
         }
         Ok(streams)

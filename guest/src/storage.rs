@@ -23,7 +23,7 @@ pub(crate) use probe::Filesystem;
 pub(crate) use share::{Server, Share};
 pub(crate) use verity::Verity;
 
-use crate::{Error, Result};
+use crate::{Error, Result, tasks};
 
 /// Where hosts have containers and disks mounted.
 const MOUNTED: [&str; 3] = ["/run/gcs", "/run/mounts", "/run/layers"];
@@ -31,6 +31,14 @@ const MOUNTED: [&str; 3] = ["/run/gcs", "/run/mounts", "/run/layers"];
 /// Takes down what an agent that broke has left mounted: nobody knows of it any more, and it keeps
 /// disks busy.
 pub(crate) fn clear() {
+    detach();
+    if let Err(error) = remove_tree("/run/gcs/c".as_ref()) {
+        tracing::warn!(%error, "what a broken agent left stays");
+    }
+}
+
+/// Unmounts all that hosts have had mounted, the last first, also where it is in use.
+pub(crate) fn detach() {
     for base in MOUNTED.map(std::path::Path::new) {
         let points = crate::mountinfo::mounts_below(base).unwrap_or_default();
         for point in points.iter().rev().filter(|point| *point != base) {
@@ -38,16 +46,17 @@ pub(crate) fn clear() {
         }
     }
     mapping::clear();
-    if let Err(error) = remove_tree("/run/gcs/c".as_ref()) {
-        tracing::warn!(%error, "what a broken agent left stays");
-    }
 }
+
+/// How long storage may take. A host gives up on the whole utility VM after 300 s.
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(240);
 
 /// Runs what blocks on a thread of its own, so that the bridge goes on.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
+    let work = tokio::task::spawn_blocking(work);
+    tasks::wait_at_most("end of storage work", LIMIT, work).await?.unwrap_or_else(|panic| {
         Err(Error::Io { what: "storage".to_owned(), source: std::io::Error::other(panic) })
     })
 }

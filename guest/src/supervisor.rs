@@ -12,7 +12,7 @@ use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 
 /// The agent's exit code when the machine is to go off.
-pub(crate) const POWER_OFF: i32 = 90;
+pub const POWER_OFF: i32 = 90;
 
 /// An agent that lives shorter than this does not even start properly.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
@@ -44,6 +44,20 @@ pub(crate) fn keep_running(
             std::thread::sleep(SHORT_LIFE);
         }
     }
+}
+
+/// Runs `program` in a child, once, and reaps everything until it ends. Returns its exit code, or
+/// 128 and the signal that ended it.
+pub(crate) fn run_once(program: impl FnOnce() -> i32) -> io::Result<u8> {
+    let child = match fork()? {
+        Forked::Child => std::process::exit(program()),
+        Forked::Parent(child) => child,
+    };
+    Ok(match reap_until(child)? {
+        WaitStatus::Exited(_, code) => code as u8,
+        WaitStatus::Signaled(_, signal, _) => 128 + signal as u8,
+        _ => 255,
+    })
 }
 
 fn reap_until(agent: Pid) -> io::Result<WaitStatus> {

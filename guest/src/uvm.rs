@@ -16,7 +16,7 @@ use crate::process::Process;
 use crate::reaper::Reaper;
 use crate::runtime::Runtime;
 use crate::storage::{Devices, Mounted};
-use crate::{Error, Result};
+use crate::{Error, Result, tasks, threads};
 
 pub(crate) struct Uvm {
     /// Where stdio is dialled.
@@ -36,6 +36,9 @@ pub(crate) struct Uvm {
     containers: RefCell<HashMap<String, Slot>>,
     external: RefCell<HashMap<u32, Rc<Process>>>,
 }
+
+/// How long the modules may take. What misses one then says so.
+const MODULES: Duration = Duration::from_secs(60);
 
 enum Slot {
     Creating,
@@ -76,7 +79,9 @@ impl Uvm {
     /// Waits until storage can be mounted.
     pub(crate) async fn ready(&self) {
         // If its sender is gone, whatever is missing will be said by what misses it.
-        let _ = self.ready.clone().wait_for(|&ready| ready).await;
+        let mut ready = self.ready.clone();
+        let loaded = ready.wait_for(|&ready| ready);
+        let _ = tasks::wait_at_most("kernel modules", MODULES, loaded).await;
     }
 
     pub(crate) fn reserve(&self, id: &str) -> Result<Reservation<'_>> {
@@ -141,7 +146,20 @@ impl Uvm {
         for pid in self.external.borrow().keys() {
             text += &format!("external process {pid}\n");
         }
+        text += &tasks::describe();
+        text += &threads::describe();
+        truncate(&mut text, STACKS);
         text
+    }
+}
+
+/// Most bytes of a description: in JSON it has to fit a response, where a byte may take two.
+const STACKS: usize = 30_000;
+
+fn truncate(text: &mut String, limit: usize) {
+    if text.len() > limit {
+        text.truncate(text.floor_char_boundary(limit));
+        text.push_str("\n(cut off)\n");
     }
 }
 

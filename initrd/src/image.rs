@@ -210,8 +210,13 @@ impl<'k> ImageBuilder<'k> {
         agent::check_program("agent", &self.agent, &program, &tree)?;
         let init = Node::File { mode: 0o755, data: program };
         tree.add("/init", init, Category::Agent, format!("agent {:?}", self.agent))?;
-        let link = Node::Symlink { target: "/init".into() };
-        tree.add("/bin/linkspan-guest", link, Category::Other, "the agent's own name")?;
+        // The last two are what other hosts call it by.
+        for name in ["/bin/linkspan-guest", "/bin/gcs", "/bin/vsockexec"] {
+            let link = Node::Symlink { target: "/init".into() };
+            if self.foreign.as_ref().is_none_or(|foreign| foreign.guest_path.as_str() != name) {
+                tree.add(name, link, Category::Other, "a name of the agent")?;
+            }
+        }
 
         if let Some(foreign) = &self.foreign {
             let what = "foreign agent";

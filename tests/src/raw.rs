@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hyperv_socket::{Listener, Local, Stream};
 use linkspan_host::vmm::{Disk, ScsiAddress};
-use linkspan_host::{Backend, Machine};
+use linkspan_host::{Backend, Builder, Machine};
 use linkspan_protocol::frame::{Decoder, HOST_LIMIT};
 use linkspan_protocol::{MessageType, UVM_ID, port};
 use serde_json::{Value, json};
@@ -82,16 +82,39 @@ impl RawHost {
     }
 
     async fn start(backend: Backend) -> Self {
+        let mut host = Self::boot(machine("raw", backend), []).await.0;
+        host.map_base().await;
+        host
+    }
+
+    /// Starts a machine with nothing in it, and listens on further ports from before.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn boot<const N: usize>(machine: Builder, ports: [u32; N]) -> (Self, [Listener; N]) {
         let directory = tempfile::tempdir().expect("make a directory for sockets");
         let sockets = directory.path().join("vsock");
         let local = Local::HybridHost { path: sockets.clone() };
         let bridge = Listener::bind(&local, port::BRIDGE).expect("listen for the bridge");
-        let machine = machine("raw", backend).start_exported(&sockets).await;
+        let listeners = ports.map(|port| Listener::bind(&local, port).expect("listen"));
+        let machine = machine.start_exported(&sockets).await;
         let machine = machine.expect("the machine starts");
-        let mut host =
-            Self { machine, bridge, sockets, next_port: port::FIRST_STDIO, _directory: directory };
-        host.map_base().await;
-        host
+        let next_port = port::FIRST_STDIO;
+        (Self { machine, bridge, sockets, next_port, _directory: directory }, listeners)
+    }
+
+    /// What runs the machine.
+    pub fn vmm(&self) -> &dyn linkspan_host::vmm::Vmm {
+        self.machine.vmm()
+    }
+
+    /// Listens on a port that is already known to the guest.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn listen_on(&self, port: u32) -> Listener {
+        let local = Local::HybridHost { path: self.sockets.clone() };
+        Listener::bind(&local, port).expect("listen")
     }
 
     /// Puts the root file system where containers find it.
@@ -286,6 +309,24 @@ impl Connection<'_> {
             Ok(Ok(0) | Err(_)) => {}
             Ok(Ok(_)) => panic!("the agent answers what it should not be able to read"),
             Err(_) => panic!("the agent keeps a connection that it cannot follow"),
+        }
+    }
+
+    /// The response to a request, or nothing if the guest closes in its stead.
+    pub async fn answer_or_end(&mut self, id: u64) -> Option<Response> {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match self.stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return None,
+                Ok(len) => self.decoder.push(&buffer[..len]),
+            }
+            while let Some(frame) = self.decoder.next_frame().expect("a frame within bounds") {
+                match frame::check(frame) {
+                    Ok(response) if response.id == id => return Some(response),
+                    Ok(response) => self.responses.push_back(response),
+                    Err(notification) => self.notifications.push_back(notification),
+                }
+            }
         }
     }
 

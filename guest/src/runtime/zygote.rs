@@ -28,6 +28,8 @@ pub(crate) fn start() -> io::Result<OwnedFd> {
         Forked::Child => {
             drop(ours);
             crate::name_process(c"linkspan-zygote");
+            // What goes wrong here is told to the agent; its log is not ours to write.
+            crate::log::silence();
             let _ = rustix::process::set_parent_process_death_signal(Some(
                 rustix::process::Signal::KILL,
             ));

@@ -2,10 +2,13 @@
 //!
 //! UNSAFE, and nothing else is: fork; file descriptors that come with a message; what happens
 //! between fork and exec (setsid, the controlling terminal, standard descriptors); the ioctls for
-//! entropy, for device-mapper and for bringing an interface up; tokio's registration of a descriptor.
+//! entropy, for device-mapper and for bringing an interface up; changing the clock; asking for
+//! device programs of cgroups; tokio's registration of a descriptor.
 
 #![cfg(target_os = "linux")]
 
+mod cgroup;
+mod clock;
 mod descriptors;
 mod device_mapper;
 mod entropy;
@@ -14,6 +17,8 @@ mod interface;
 mod register;
 mod spawn;
 
+pub use cgroup::has_device_programs;
+pub use clock::{Adjustment, adjust_clock};
 pub use descriptors::{Received, receive, send};
 pub use device_mapper::{DeviceMapper, Target};
 pub use entropy::credit_entropy;

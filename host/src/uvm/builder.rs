@@ -51,6 +51,7 @@ pub struct Builder {
     boot_timeout: Duration,
     kernel_args: Vec<String>,
     log_level: Option<String>,
+    agent_args: Vec<String>,
     qemu: Option<PathBuf>,
     qemu_args: Vec<OsString>,
     icount: bool,
@@ -70,6 +71,7 @@ impl Builder {
             boot_timeout: Duration::from_secs(60),
             kernel_args: Vec::new(),
             log_level: None,
+            agent_args: Vec::new(),
             qemu: None,
             qemu_args: Vec::new(),
             icount: false,
@@ -148,6 +150,13 @@ impl Builder {
         self
     }
 
+    /// A further flag of the guest agent, such as `-kmsgLogLevel=7`; `linkspan-guest -help` has
+    /// them all. It may hold no comma and no space.
+    pub fn agent_arg(mut self, arg: impl Into<String>) -> Self {
+        self.agent_args.push(arg.into());
+        self
+    }
+
     /// The QEMU program, in place of `qemu-system-x86_64` in `PATH`.
     pub fn qemu(mut self, path: impl Into<PathBuf>) -> Self {
         self.qemu = Some(path.into());
@@ -217,8 +226,12 @@ impl Builder {
             option,
             reason: format!("is missing: {what} (cargo xtask image makes one)"),
         };
-        let agent_flags: Vec<String> =
-            self.log_level.iter().map(|level| format!("-loglevel={level}")).collect();
+        if let Some(bad) = self.agent_args.iter().find(|arg| arg.contains([',', ' '])) {
+            let reason = format!("{bad:?} has a comma or a space");
+            return Err(Error::Option { option: "agent argument", reason });
+        }
+        let level = self.log_level.iter().map(|level| format!("-loglevel={level}"));
+        let agent_flags: Vec<String> = level.chain(self.agent_args.iter().cloned()).collect();
         match self.backend {
             Backend::Qemu => {
                 let absolute = |path: PathBuf| {

@@ -13,6 +13,7 @@ mod layers;
 mod leaks;
 mod lifecycle;
 mod nothing_left;
+mod operations;
 mod programs;
 mod stdio;
 mod terminal;

@@ -10,14 +10,26 @@ use crate::error::Context;
 /// The mount points at `path` and below it, in the order in which they were mounted. A point
 /// appears once for each mount that is stacked on it.
 pub(crate) fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
-    let table =
-        std::fs::read("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo".to_owned())?;
-    Ok(points(&table).filter(|point| point.starts_with(path)).collect())
+    Ok(points(&table()?).filter(|point| point.starts_with(path)).collect())
 }
 
 /// Whether something is mounted at exactly this path.
 pub(crate) fn is_mount_point(path: &Path) -> Result<bool> {
     Ok(mounts_below(path)?.iter().any(|point| point == path))
+}
+
+/// The device numbers, as `major:minor`, and mount points of all mounts.
+pub(crate) fn mounted_devices() -> Result<Vec<(String, PathBuf)>> {
+    let table = table()?;
+    let numbers = table.split(|&byte| byte == b'\n').filter_map(|line| {
+        let numbers = line.split(|&byte| byte == b' ').nth(2)?;
+        Some(String::from_utf8_lossy(numbers).into_owned())
+    });
+    Ok(numbers.zip(points(&table)).collect())
+}
+
+fn table() -> Result<Vec<u8>> {
+    std::fs::read("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo".to_owned())
 }
 
 fn points(table: &[u8]) -> impl Iterator<Item = PathBuf> + '_ {

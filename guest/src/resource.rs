@@ -53,11 +53,10 @@ pub(crate) async fn modify(uvm: &Uvm, target: &ContainerId, request: ModifyReque
         (Resource::CombinedLayers(layers), ModifyType::Remove) => {
             combined_layers::remove(layers).await
         }
-        (Resource::ScsiDevice(device), ModifyType::Remove) => uvm.devices.unplug(DiskAddress {
-            controller: device.controller,
-            lun: device.lun,
-            partition: 0,
-        }),
+        (Resource::ScsiDevice(device), ModifyType::Remove) => {
+            let (controller, lun) = (device.controller, device.lun);
+            uvm.devices.unplug(DiskAddress { controller, lun, partition: 0 }).await
+        }
         (Resource::VpciDevice(device), ModifyType::Add) => {
             uvm.devices.pci(&device.vmbus_guid).await.map(drop)
         }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::error::Context;
-use crate::layers::{LayerPlan, LayerProgress, Layers, Source};
+use crate::layers::{LayerPlan, LayerProgress, Layers};
 use crate::process::{self, Child, Command, ProcessHandle, Start, Stdio};
 use crate::spec::container_document;
 use crate::undo::{Step, Undo};
@@ -91,6 +91,12 @@ impl ContainerBuilder {
     /// # Errors
     /// Whatever fails; all that was done before is taken back then.
     pub async fn create(self) -> Result<Container> {
+        // To its end even if nobody waits any more: half a container is nobody's to take back.
+        let made = tokio::spawn(self.make()).await;
+        made.unwrap_or_else(|panic| Err(Error::Vmm(panic.into())))
+    }
+
+    async fn make(self) -> Result<Container> {
         let Self { uvm, id, layers, process, spec, hostname, progress } = self;
         check_id(&id)?;
         if spec.is_none() && process.args.first().is_none_or(String::is_empty) {
@@ -98,7 +104,7 @@ impl ContainerBuilder {
             return Err(Error::Option { option: "args", reason });
         }
         let directories = uvm.vmm.shares_directories();
-        let prepared = tokio::task::spawn_blocking(move || layers.prepare(directories, &*progress))
+        let (sources, scratch) = tokio::task::spawn_blocking(move || layers.read(directories))
             .await
             .map_err(|panic| Error::Vmm(panic.into()))??;
         let hostname = hostname.unwrap_or_else(|| id.chars().take(12).collect());
@@ -106,23 +112,14 @@ impl ContainerBuilder {
 
         let mut undo = Undo::default();
         let made = async {
-            let mut layers = Vec::new();
-            for source in prepared.sources {
-                layers.push(match source {
-                    Source::Disk(disk) => Ok(uvm.attach(disk, &mut undo).await?),
-                    Source::Directory(path) => Err(path),
-                });
-            }
-            let scratch = match prepared.scratch {
-                Some(disk) => Some(uvm.attach(disk, &mut undo).await?),
-                None => None,
-            };
-            let plan = LayerPlan::new(&id, &layers, scratch);
-            for disk in &plan.disks {
-                let what = || format!("mount disk {}:{}", disk.controller, disk.lun);
-                uvm.modify(ModifyType::Add, disk.clone(), what).await?;
-                undo.push(Step::Unmap(disk.clone()));
-            }
+            let reporter = Arc::new(Mutex::new(progress));
+            // The guest finds it while the layers are mounted.
+            let scratch = uvm.attach(scratch, &mut undo).await?;
+            let layers = uvm.mount_layers(sources, reporter, &mut undo).await?;
+            let plan = LayerPlan::new(&id, layers, scratch);
+            let what = || format!("mount disk {scratch}");
+            uvm.modify(ModifyType::Add, plan.scratch.clone(), what).await?;
+            undo.push(Step::Unmap(plan.scratch));
             let what = || format!("combine the layers of {id}");
             uvm.modify(ModifyType::Add, plan.combined.clone(), what).await?;
             undo.push(Step::Uncombine(plan.combined.clone()));

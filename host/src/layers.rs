@@ -1,15 +1,22 @@
 //! What a container's root is made of, and the order in which it is put together.
 //!
-//! A [`Layers`] says what; a [`LayerPlan`] says how, as data: it is made without IO and carried
-//! out step by step, each of which can be taken back.
+//! A [`Layers`] says what; a [`LayerSource`] is one layer, looked at; a [`LayerPlan`] says how the
+//! guest puts them together, as data: it is made without IO, and each of its steps can be taken
+//! back.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use linkspan_layer::Kind;
-use linkspan_protocol::resource::{CombinedLayers, Layer, MappedVirtualDisk};
+use linkspan_protocol::resource::{
+    CombinedLayers, Layer, MappedVirtualDisk, Resource, VerityInfo, VpmemDevice,
+};
 
+use crate::attachments::Slot;
 use crate::error::Context;
+use crate::verity::RootHash;
 use crate::vmm::{Disk, ScsiAddress};
 use crate::{Error, Result};
 
@@ -20,8 +27,9 @@ pub const DEFAULT_SCRATCH_MIB: u64 = 10 << 10;
 /// The layers of a container's root, and the size of its writable disk.
 #[derive(Clone, Debug)]
 pub struct Layers {
-    layers: Vec<PathBuf>,
-    scratch_mib: Option<u64>,
+    /// The top-most first.
+    layers: Vec<(PathBuf, Option<String>)>,
+    scratch_mib: u64,
 }
 
 impl Layers {
@@ -29,39 +37,46 @@ impl Layers {
     /// or without a VHD footer. It is writable; what is written goes to a scratch disk that ends
     /// with the container.
     pub fn of(path: impl Into<PathBuf>) -> Self {
-        Self { layers: vec![path.into()], scratch_mib: Some(DEFAULT_SCRATCH_MIB) }
+        Self { layers: vec![(path.into(), None)], scratch_mib: DEFAULT_SCRATCH_MIB }
     }
 
     /// Puts a further layer on top.
     #[must_use]
     pub fn layer(mut self, path: impl Into<PathBuf>) -> Self {
-        self.layers.insert(0, path.into());
+        self.layers.insert(0, (path.into(), None));
+        self
+    }
+
+    /// Pins the root hash of the layer that was named last, as 64 hexadecimal digits. The layer has
+    /// to be an image with a dm-verity hash tree. The guest refuses one that has another hash, and
+    /// checks every block that it reads.
+    #[must_use]
+    pub fn pin(mut self, root_hash: impl Into<String>) -> Self {
+        if let Some((_, pin)) = self.layers.first_mut() {
+            *pin = Some(root_hash.into());
+        }
         self
     }
 
     /// The size of the scratch disk in MiB.
     #[must_use]
     pub fn scratch_mib(mut self, size: u64) -> Self {
-        self.scratch_mib = Some(size);
+        self.scratch_mib = size;
         self
     }
 
-    /// Looks at each layer, and makes images of those that are none. `directories` says whether
-    /// the machine can use a directory of this host as it is.
+    /// Looks at each layer, and makes the scratch disk. `directories` says whether the machine can
+    /// use a directory of this host as it is.
     ///
     /// # Errors
     /// [`Error::Layer`] names the layer.
-    pub(crate) fn prepare(
-        self,
-        directories: bool,
-        progress: &dyn Fn(LayerProgress<'_>),
-    ) -> Result<Prepared> {
-        let mut sources = Vec::new();
-        for path in self.layers {
-            sources.push(prepare_one(&path, directories, progress)?);
-        }
-        let scratch = self.scratch_mib.map(scratch_disk).transpose()?;
-        Ok(Prepared { sources, scratch })
+    pub(crate) fn read(self, directories: bool) -> Result<(Vec<LayerSource>, Disk)> {
+        let sources = self.layers.into_iter().map(|(path, pin)| {
+            let pin = pin.as_deref().map(RootHash::parse).transpose()?;
+            LayerSource::read(path, pin, directories)
+        });
+        let sources = sources.collect::<Result<_>>()?;
+        Ok((sources, scratch_disk(self.scratch_mib)?))
     }
 }
 
@@ -78,54 +93,131 @@ pub struct LayerProgress<'a> {
     pub entries: u64,
 }
 
-/// Layers in a form that a machine can take; the top-most first.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) sources: Vec<Source>,
-    pub(crate) scratch: Option<Disk>,
+/// What makes two layers the same one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LayerKey {
+    /// The same bytes, as far as a file's metadata tells, pinned to the same hash.
+    File { device: u64, inode: u64, size: u64, modified: (i64, i64), pin: Option<String> },
+    /// Nobody else's.
+    Own(u64),
 }
 
-/// One layer.
+/// One layer that has been looked at.
 #[derive(Debug)]
-pub(crate) enum Source {
-    /// To be attached and mounted.
-    Disk(Disk),
-    /// Visible to the guest under this very path.
-    Directory(PathBuf),
+pub(crate) struct LayerSource {
+    pub(crate) key: LayerKey,
+    pub(crate) path: PathBuf,
+    /// What the guest is to check it against.
+    pub(crate) verity: Option<VerityInfo>,
+    form: Form,
 }
 
-fn prepare_one(
-    path: &Path,
-    directories: bool,
-    progress: &dyn Fn(LayerProgress<'_>),
-) -> Result<Source> {
-    let layer_error = |source: Box<dyn std::error::Error + Send + Sync>| Error::Layer {
-        path: path.display().to_string(),
-        source,
-    };
-    match linkspan_layer::detect(path).map_err(|error| layer_error(error.into()))? {
-        Kind::Directory if directories => {
-            let path =
-                std::fs::canonicalize(path).context(|| format!("find {}", path.display()))?;
-            Ok(Source::Directory(path))
-        }
-        Kind::Ext4 { size } | Kind::Vhd { payload_size: size } => {
-            let file = File::open(path).context(|| format!("open {}", path.display()))?;
-            Ok(Source::Disk(Disk { file, size, read_only: true }))
-        }
-        // A directory that the machine cannot see, or an archive.
-        _ => {
-            let file = unnamed_file()?;
-            let report = |done: linkspan_layer::Progress| {
-                let linkspan_layer::Progress { bytes, total, entries } = done;
-                progress(LayerProgress { path, bytes, total, entries });
-            };
-            let options = linkspan_layer::Options::default();
-            let summary = linkspan_layer::build_image(path, &file, options, report)
-                .map_err(|error| layer_error(error.into()))?;
-            Ok(Source::Disk(Disk { file, size: summary.bytes, read_only: true }))
+#[derive(Debug)]
+enum Form {
+    /// Visible to the guest under its path.
+    Directory,
+    /// A disk, so many bytes of this file.
+    Image(File, u64),
+    /// An image is to be made of it.
+    Source,
+}
+
+impl LayerSource {
+    fn read(path: PathBuf, pin: Option<RootHash>, directories: bool) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let kind = linkspan_layer::detect(&path).map_err(|error| layer_error(&path, error))?;
+        let own = || LayerKey::Own(NEXT.fetch_add(1, Ordering::Relaxed));
+        let (key, form) = match kind {
+            Kind::Directory if directories => {
+                let path =
+                    std::fs::canonicalize(&path).context(|| format!("find {}", path.display()))?;
+                return match pin {
+                    None => Ok(Self { key: own(), path, verity: None, form: Form::Directory }),
+                    Some(_) => Err(layer_error(&path, "a directory has no root hash to pin")),
+                };
+            }
+            // It can change, and nothing would show it.
+            Kind::Directory => (own(), Form::Source),
+            kind => {
+                let file = File::open(&path).context(|| format!("open {}", path.display()))?;
+                let key = LayerKey::of(&file, pin.as_ref())
+                    .context(|| format!("look at {}", path.display()))?;
+                let form = match kind {
+                    Kind::Ext4 { size } | Kind::Vhd { payload_size: size } => {
+                        Form::Image(file, size)
+                    }
+                    _ => Form::Source,
+                };
+                (key, form)
+            }
+        };
+        let verity = match (pin, &form) {
+            (None, _) => None,
+            (Some(pin), Form::Image(file, size)) => {
+                let pinned = pin.info(file, *size);
+                Some(pinned.map_err(|error| layer_error(&path, error))?)
+            }
+            (Some(_), _) => {
+                let reason =
+                    "only an image has a root hash to pin; make one with a hash tree of it";
+                return Err(layer_error(&path, reason));
+            }
+        };
+        Ok(Self { key, path, verity, form })
+    }
+
+    /// The path under which the guest sees it without more ado.
+    pub(crate) fn shared(&self) -> Option<String> {
+        matches!(self.form, Form::Directory).then(|| self.path.display().to_string())
+    }
+
+    /// Bytes of its disk, where it is one already.
+    pub(crate) fn size(&self) -> Option<u64> {
+        match self.form {
+            Form::Image(_, size) => Some(size),
+            _ => None,
         }
     }
+
+    /// The disk to attach; an image is made if it is none.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] names the layer.
+    pub(crate) fn into_disk(self, progress: &dyn Fn(LayerProgress<'_>)) -> Result<Disk> {
+        let (file, size) = match self.form {
+            Form::Image(file, size) => (file, size),
+            Form::Source | Form::Directory => {
+                let file = unnamed_file()?;
+                let path = self.path.as_path();
+                let report = |done: linkspan_layer::Progress| {
+                    let linkspan_layer::Progress { bytes, total, entries } = done;
+                    progress(LayerProgress { path, bytes, total, entries });
+                };
+                let options = linkspan_layer::Options::default();
+                let summary = linkspan_layer::build_image(path, &file, options, report)
+                    .map_err(|error| layer_error(path, error))?;
+                (file, summary.bytes)
+            }
+        };
+        Ok(Disk { file, size, read_only: true })
+    }
+}
+
+impl LayerKey {
+    fn of(file: &File, pin: Option<&RootHash>) -> std::io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self::File {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            pin: pin.map(|pin| pin.as_str().to_owned()),
+        })
+    }
+}
+
+fn layer_error(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Layer { path: path.display().to_string(), source: source.into() }
 }
 
 fn scratch_disk(size_mib: u64) -> Result<Disk> {
@@ -150,54 +242,57 @@ fn unnamed_file() -> Result<File> {
         .context(|| format!("make an unnamed file in {} (TMPDIR)", std::env::temp_dir().display()))
 }
 
-/// The guest's side of a container's storage.
+/// How the guest mounts a layer that is attached.
+pub(crate) fn mount_of(slot: Slot, verity: Option<VerityInfo>) -> Resource {
+    match slot {
+        Slot::Scsi(address) => {
+            let mount_path = format!("/run/mounts/scsi/{}_{}", address.controller, address.lun);
+            let disk = disk_at(address, mount_path, true);
+            MappedVirtualDisk { verity_info: verity, ..disk }.into()
+        }
+        Slot::Pmem(number) => VpmemDevice {
+            device_number: number,
+            mount_path: format!("/run/layers/p{number}"),
+            mapping_info: None,
+            verity_info: verity,
+        }
+        .into(),
+    }
+}
+
+/// Where it is mounted then.
+pub(crate) fn mount_path(slot: Slot) -> String {
+    match mount_of(slot, None) {
+        Resource::MappedVirtualDisk(disk) => disk.mount_path,
+        Resource::VpmemDevice(device) => device.mount_path,
+        _ => String::new(),
+    }
+}
+
+/// The guest's side of a container's storage, once its layers are mounted.
 #[derive(Debug, PartialEq)]
 pub(crate) struct LayerPlan {
-    /// In this order; the scratch disk, if there is one, last.
-    pub(crate) disks: Vec<MappedVirtualDisk>,
+    pub(crate) scratch: MappedVirtualDisk,
     pub(crate) combined: CombinedLayers,
     pub(crate) bundle: String,
     pub(crate) scratch_directory: String,
 }
 
 impl LayerPlan {
-    /// `layers` top-most first: the slot of a disk, or a path that the guest sees. `scratch` is
-    /// the writable disk's slot.
-    pub(crate) fn new(
-        container: &str,
-        layers: &[Result<ScsiAddress, PathBuf>],
-        scratch: Option<ScsiAddress>,
-    ) -> Self {
+    /// `layers` are paths in the guest, the top-most first. `scratch` is the writable disk's slot.
+    pub(crate) fn new(container: &str, layers: Vec<String>, scratch: ScsiAddress) -> Self {
         let bundle = format!("/run/gcs/c/{container}");
-        let mut disks = Vec::new();
-        let mut paths = Vec::new();
-        for layer in layers {
-            match layer {
-                Ok(address) => {
-                    let disk = disk_at(*address, mount_path(*address), true);
-                    paths.push(disk.mount_path.clone());
-                    disks.push(disk);
-                }
-                Err(path) => paths.push(path.display().to_string()),
-            }
-        }
         let scratch_directory = format!("{bundle}/scratch/{container}");
-        let mut combined = CombinedLayers {
+        let combined = CombinedLayers {
             container_id: container.to_owned(),
             container_root_path: format!("{bundle}/rootfs"),
-            layers: paths.into_iter().map(|path| Layer { path, ..Layer::default() }).collect(),
+            layers: layers.into_iter().map(|path| Layer { path, ..Layer::default() }).collect(),
+            scratch_path: scratch_directory.clone(),
             ..CombinedLayers::default()
         };
-        if let Some(address) = scratch {
-            disks.push(disk_at(address, bundle.clone(), false));
-            combined.scratch_path = scratch_directory.clone();
-        }
-        Self { disks, combined, bundle, scratch_directory }
+        let scratch = disk_at(scratch, bundle.clone(), false);
+        Self { scratch, combined, bundle, scratch_directory }
     }
-}
-
-fn mount_path(address: ScsiAddress) -> String {
-    format!("/run/mounts/scsi/{}_{}", address.controller, address.lun)
 }
 
 fn disk_at(address: ScsiAddress, mount_path: String, read_only: bool) -> MappedVirtualDisk {
@@ -216,19 +311,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_mounts_layers_first_then_the_scratch_and_keeps_their_order() {
-        let at = |lun| ScsiAddress { controller: 1, lun };
-        let layers = [Ok(at(4)), Err(PathBuf::from("/srv/base"))];
-        let plan = LayerPlan::new("web", &layers, Some(at(5)));
-        let disks: Vec<_> = plan
-            .disks
-            .iter()
-            .map(|disk| (disk.lun, disk.mount_path.as_str(), disk.read_only))
-            .collect();
-        assert_eq!(disks, [(4, "/run/mounts/scsi/1_4", true), (5, "/run/gcs/c/web", false)]);
+    fn a_plan_keeps_the_order_of_layers_and_writes_to_the_scratch() {
+        let address = ScsiAddress { controller: 1, lun: 5 };
+        let layer = mount_path(Slot::Scsi(ScsiAddress { controller: 1, lun: 4 }));
+        assert_eq!(layer, "/run/mounts/scsi/1_4");
+        let layers = vec![layer, mount_path(Slot::Pmem(3)), "/srv/base".to_owned()];
+        let plan = LayerPlan::new("web", layers, address);
+        let disk = plan.scratch;
+        assert_eq!(
+            (disk.lun, disk.mount_path.as_str(), disk.read_only),
+            (5, "/run/gcs/c/web", false)
+        );
         let paths: Vec<_> = plan.combined.layers.iter().map(|layer| layer.path.as_str()).collect();
-        assert_eq!(paths, ["/run/mounts/scsi/1_4", "/srv/base"]);
+        assert_eq!(paths, ["/run/mounts/scsi/1_4", "/run/layers/p3", "/srv/base"]);
         assert_eq!(plan.combined.container_root_path, "/run/gcs/c/web/rootfs");
         assert_eq!(plan.combined.scratch_path, "/run/gcs/c/web/scratch/web");
+    }
+
+    #[test]
+    fn the_same_file_is_the_same_layer_until_it_changes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let image = linkspan_layer::scratch::format;
+        image(file.as_file(), 1 << 20, &linkspan_layer::scratch::ScratchOptions::default())
+            .unwrap();
+        let key = || {
+            let source = LayerSource::read(file.path().to_owned(), None, false).unwrap();
+            source.key
+        };
+        assert_eq!(key(), key());
+        let before = key();
+        file.as_file().set_len(2 << 20).unwrap();
+        assert_ne!(before, key());
+        let directory = tempfile::tempdir().unwrap();
+        let of = |path: &Path| LayerSource::read(path.to_owned(), None, false).unwrap().key;
+        assert_ne!(of(directory.path()), of(directory.path()), "nothing shows whether it changes");
     }
 }

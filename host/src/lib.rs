@@ -34,19 +34,24 @@
 //! | `container` | [`Container`] |
 //! | `process` | [`Command`], [`Child`], [`ExitStatus`], in the image of `std::process` |
 //! | `layers` | [`Layers`]; the plan of a container's root, as data |
+//! | `attachments` | which layers are attached where and for how many, as data |
+//! | `storage` | carries it out: each layer is attached and mounted once, for all |
+//! | `verity` | root hashes that a caller pins |
 //! | `bridge` | the protocol's client over the guest's connections |
 //! | `undo` | steps back: rollback, and teardown |
 //! | [`vmm`] | the seam to what runs the machine: QEMU, or namespaces of this kernel |
 
+mod attachments;
 mod bridge;
 mod container;
 mod error;
 mod layers;
 mod process;
-mod scsi;
 mod spec;
+mod storage;
 mod undo;
 mod uvm;
+mod verity;
 pub mod vmm;
 
 pub use container::{Container, ContainerBuilder};

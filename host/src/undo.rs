@@ -1,14 +1,13 @@
 //! Steps that take back what was done: a rollback after a failure, the teardown after success.
 
 use linkspan_protocol::message::{ContainerId, ModifySettings};
-use linkspan_protocol::resource::{
-    CombinedLayers, MappedVirtualDisk, ModifyType, Resource, ScsiDevice,
-};
+use linkspan_protocol::resource::{CombinedLayers, MappedVirtualDisk, ModifyType, Resource};
 use tracing::warn;
 
+use crate::Result;
+use crate::layers::LayerKey;
 use crate::uvm::Shared;
 use crate::vmm::ScsiAddress;
-use crate::{Error, Result};
 
 /// One step back.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +18,8 @@ pub(crate) enum Step {
     Unmap(MappedVirtualDisk),
     /// Take a disk out of the guest, then of the machine, and free its slot.
     Detach(ScsiAddress),
+    /// Let go of a layer, which others may still use.
+    Unlayer(LayerKey),
 }
 
 /// A stack of steps. It does nothing by itself: only [`Undo::run`] does.
@@ -76,17 +77,10 @@ async fn take_back(uvm: &Shared, step: &Step) -> Result<()> {
             remove(disk.clone().into(), what).await
         }
         Step::Detach(address) => {
-            let ScsiAddress { controller, lun } = *address;
-            let device = ScsiDevice { controller, lun };
-            let unplugged = remove(device.into(), format!("unplug disk {address}")).await;
-            // A guest that is gone holds nothing.
-            let unplugged = match unplugged {
-                Err(Error::Closed { .. }) => Ok(()),
-                other => other,
-            };
-            let detached = uvm.vmm.detach_disk(*address).await;
-            uvm.slots().free(*address);
-            unplugged.and(detached)
+            let unplugged = uvm.unplug(*address).await;
+            uvm.attachments().free(*address);
+            unplugged
         }
+        Step::Unlayer(key) => uvm.release_layer(key).await,
     }
 }

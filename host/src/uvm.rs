@@ -12,15 +12,16 @@ use linkspan_protocol::message::{
 };
 use linkspan_protocol::port;
 use linkspan_protocol::resource::{ModifyType, Resource};
+use tokio::sync::Notify;
 use tracing::warn;
 
 pub use builder::{Backend, Builder, Machine};
 
+use crate::attachments::Attachments;
 use crate::bridge::Bridge;
 use crate::container::ContainerBuilder;
-use crate::layers::Layers;
+use crate::layers::{LayerKey, Layers};
 use crate::process::Command;
-use crate::scsi::ScsiSlots;
 use crate::undo::{Step, Undo};
 use crate::vmm::{Accept, Disk, PortListener, ScsiAddress, VmExit, Vmm};
 use crate::{Error, Result};
@@ -39,7 +40,9 @@ pub(crate) struct Shared {
     name: String,
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) bridge: Bridge,
-    slots: Mutex<ScsiSlots>,
+    attachments: Mutex<Attachments<LayerKey>>,
+    /// Told whenever something has come or gone.
+    pub(crate) attachments_changed: Notify,
     next_port: AtomicU32,
 }
 
@@ -56,9 +59,15 @@ impl UtilityVm {
             let exit = watched.exited().await;
             closing.close(CloseReason::Transport(format!("the utility VM ended: {}", exit.reason)));
         });
-        let slots = Mutex::new(ScsiSlots::default());
-        let next_port = AtomicU32::new(port::FIRST_STDIO);
-        Self { shared: Arc::new(Shared { name, vmm, bridge, slots, next_port }) }
+        let shared = Shared {
+            attachments: Mutex::new(Attachments::new(vmm.pmem_slots())),
+            attachments_changed: Notify::new(),
+            next_port: AtomicU32::new(port::FIRST_STDIO),
+            name,
+            vmm,
+            bridge,
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Its name.
@@ -140,19 +149,22 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub(crate) fn slots(&self) -> MutexGuard<'_, ScsiSlots> {
-        self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    pub(crate) fn attachments(&self) -> MutexGuard<'_, Attachments<LayerKey>> {
+        self.attachments.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn full(&self) -> Error {
+        Error::Option {
+            option: "disks",
+            reason: format!("all 256 SCSI slots of {:?} are in use", self.name),
+        }
     }
 
     /// Puts a disk into a free slot.
     pub(crate) async fn attach(&self, disk: Disk, undo: &mut Undo) -> Result<ScsiAddress> {
-        let full = || Error::Option {
-            option: "disks",
-            reason: format!("all 256 SCSI slots of {:?} are in use", self.name),
-        };
-        let address = self.slots().take().ok_or_else(full)?;
+        let address = self.attachments().take().ok_or_else(|| self.full())?;
         if let Err(error) = self.vmm.attach_disk(address, disk).await {
-            self.slots().free(address);
+            self.attachments().free(address);
             return Err(error);
         }
         undo.push(Step::Detach(address));

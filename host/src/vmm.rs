@@ -125,6 +125,22 @@ pub trait Vmm: Send + Sync + fmt::Debug {
     /// Takes the disk at an address away; the guest has let go of it.
     async fn detach_disk(&self, address: ScsiAddress) -> Result<()>;
 
+    /// How many pieces of persistent memory it takes; they are numbered from 0.
+    fn pmem_slots(&self) -> u32 {
+        0
+    }
+
+    /// Whether a disk of so many bytes can be persistent memory.
+    fn fits_pmem(&self, _size: u64) -> bool {
+        false
+    }
+
+    /// Puts a read-only disk into the guest's memory, from where it cannot be taken away again.
+    async fn attach_pmem(&self, number: u32, _disk: Disk) -> Result<()> {
+        let reason = format!("{number}: the {} backend has none", self.backend());
+        Err(crate::Error::Option { option: "persistent memory", reason })
+    }
+
     /// Waits for the end, however it comes.
     async fn exited(&self) -> VmExit;
 

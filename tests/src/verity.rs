@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 const BLOCK: usize = 4096;
 const SALT: [u8; 32] = [0; 32];
 
-/// Appends a superblock's room and a hash tree to an image. Returns the `VerityInfo` that pins it.
+/// Appends a superblock and a hash tree to an image. Returns the `VerityInfo` that pins it.
 ///
 /// # Panics
 /// When the file cannot be read or written, or is no whole number of blocks.
@@ -25,6 +25,7 @@ pub fn append_tree(file: &File) -> Value {
     let root = hash(levels.last().expect("there is one"));
     // The root's level comes first.
     let tree: Vec<u8> = levels.into_iter().rev().flatten().collect();
+    file.write_all_at(&superblock(size), size as u64).expect("write the superblock");
     file.write_all_at(&tree, (size + BLOCK) as u64).expect("write the tree");
     json!({
         "Ext4SizeInBytes": size,
@@ -35,6 +36,16 @@ pub fn append_tree(file: &File) -> Value {
         "Salt": "00".repeat(SALT.len()),
         "BlockSize": BLOCK,
     })
+}
+
+fn superblock(size: usize) -> [u8; BLOCK] {
+    let mut block = [0; BLOCK];
+    block[..8].copy_from_slice(b"verity\0\0");
+    for (at, number) in [(8, 1), (12, 1), (64, BLOCK), (68, BLOCK), (72, size / BLOCK), (80, 32)] {
+        block[at..at + 4].copy_from_slice(&(number as u32).to_le_bytes());
+    }
+    block[32..38].copy_from_slice(b"sha256");
+    block
 }
 
 fn level(below: &[u8]) -> Vec<u8> {

@@ -11,6 +11,7 @@
 
 mod events;
 mod sysfs;
+mod unused;
 
 use std::fs;
 use std::io;
@@ -104,12 +105,12 @@ impl Devices {
 
     /// Tells the kernel that a disk is about to go. One that is not there is no error; one that is
     /// in use is: what is written to it would be lost.
-    pub(crate) fn unplug(&self, address: DiskAddress) -> Result<()> {
+    pub(crate) async fn unplug(&self, address: DiskAddress) -> Result<()> {
         sysfs::check_controller(address.controller)?;
         let Self::Sysfs = self else { return Ok(()) };
         let disk = Sysfs::SYSTEM.scsi(address)?;
         if let Some(device) = Sysfs::SYSTEM.disk(DiskAddress { partition: 0, ..address }) {
-            check_unused(&device, address)?;
+            unused::wait(&device, address).await?;
         }
         match fs::write(disk.join("delete"), "1\n") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -154,19 +155,5 @@ fn is_live(device: &Path) -> bool {
         Err(error) => ![Errno::ENXIO, Errno::ENOENT, Errno::ENODEV]
             .iter()
             .any(|errno| error.raw_os_error() == Some(*errno as i32)),
-    }
-}
-
-/// The kernel gives a disk exclusively only if nothing is mounted from it or stacked on it.
-fn check_unused(device: &Path, address: DiskAddress) -> Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let exclusive =
-        fs::File::options().read(true).custom_flags(nix::fcntl::OFlag::O_EXCL.bits()).open(device);
-    match exclusive {
-        Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
-            Err(error).context(|| format!("unplug {address}, which is still mounted or mapped"))
-        }
-        // Whatever else is wrong with it is a reason to let it go.
-        _ => Ok(()),
     }
 }

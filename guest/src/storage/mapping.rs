@@ -20,7 +20,7 @@ pub(super) const SECTOR: u64 = 512;
 /// All devices of ours begin so.
 const PREFIX: &str = "dm-";
 
-/// A device-mapper device. It is removed when this is dropped, unless [`kept`](Self::keep).
+/// A device-mapper device. It is removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     name: String,

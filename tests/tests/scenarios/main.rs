@@ -16,6 +16,7 @@ mod nothing_left;
 mod operations;
 mod programs;
 mod stdio;
+mod storage;
 mod terminal;
 mod wire_containers;
 mod wire_devices;

@@ -11,6 +11,9 @@
 //! One attachment serves all who ask for the same thing. Who asks while it comes or leaves waits
 //! for that to end and asks again. What can never be detached parks: it keeps its slot, is used
 //! again for the same thing, and is not used for another.
+//!
+//! A guest agent that breaks and is started again has forgotten its mounts. Each mount belongs to an
+//! era, one per agent: what was mounted in an earlier one is attached and has to be mounted anew.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -50,13 +53,15 @@ pub(crate) struct Attachments<K> {
 struct Entry {
     slot: Slot,
     state: State,
+    users: usize,
+    /// Of the mount.
+    era: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Coming,
-    /// In use so often.
-    Ready(usize),
+    Ready,
     Leaving,
     Parked,
 }
@@ -109,17 +114,17 @@ impl<K: Eq + Hash + Clone> Attachments<K> {
         self.free.insert(Slot::Scsi(address));
     }
 
-    /// Asks for something. It goes on persistent memory if it may and there is some, and else on
-    /// SCSI.
-    pub(crate) fn acquire(&mut self, key: &K, may_be_pmem: bool) -> Acquired {
+    /// Asks for something in this era. It goes on persistent memory if it may and there is some,
+    /// and else on SCSI.
+    pub(crate) fn acquire(&mut self, key: &K, may_be_pmem: bool, era: u32) -> Acquired {
         if let Some(entry) = self.shared.get_mut(key) {
-            return match &mut entry.state {
-                State::Ready(users) => {
-                    *users += 1;
+            return match entry.state {
+                State::Ready if entry.era == era => {
+                    entry.users += 1;
                     Acquired::Use(entry.slot)
                 }
-                State::Parked => {
-                    entry.state = State::Coming;
+                State::Ready | State::Parked => {
+                    (entry.state, entry.era) = (State::Coming, era);
                     Acquired::Mount(entry.slot)
                 }
                 State::Coming | State::Leaving => Acquired::Wait,
@@ -131,13 +136,16 @@ impl<K: Eq + Hash + Clone> Attachments<K> {
             return Acquired::Full;
         };
         self.free.remove(&slot);
-        self.shared.insert(key.clone(), Entry { slot, state: State::Coming });
+        self.shared.insert(key.clone(), Entry { slot, state: State::Coming, users: 0, era });
         Acquired::Make(slot)
     }
 
     /// It has been mounted, for the one who asked.
     pub(crate) fn made(&mut self, key: &K) {
-        self.set(key, State::Ready(1));
+        if let Some(entry) = self.shared.get_mut(key) {
+            entry.state = State::Ready;
+            entry.users += 1;
+        }
     }
 
     /// It could not be attached.
@@ -147,14 +155,12 @@ impl<K: Eq + Hash + Clone> Attachments<K> {
 
     /// One who has asked needs it no longer.
     pub(crate) fn release(&mut self, key: &K) -> Released {
-        match self.shared.get_mut(key) {
-            Some(Entry { state: State::Ready(users @ 2..), .. }) => {
-                *users -= 1;
-                Released::InUse
-            }
-            Some(Entry { slot, state: state @ State::Ready(_) }) => {
-                *state = State::Leaving;
-                Released::Unmake(*slot)
+        let Some(entry) = self.shared.get_mut(key) else { return Released::InUse };
+        entry.users = entry.users.saturating_sub(1);
+        match (entry.users, entry.state) {
+            (0, State::Ready | State::Parked) => {
+                entry.state = State::Leaving;
+                Released::Unmake(entry.slot)
             }
             _ => Released::InUse,
         }
@@ -167,14 +173,14 @@ impl<K: Eq + Hash + Clone> Attachments<K> {
         }
     }
 
-    /// It is unmounted and stays attached.
+    /// It is attached and not mounted.
     pub(crate) fn parked(&mut self, key: &K) {
         self.set(key, State::Parked);
     }
 
     /// It could not be unmounted: it stays as it is, for nobody so far.
     pub(crate) fn restored(&mut self, key: &K) {
-        self.set(key, State::Ready(0));
+        self.set(key, State::Ready);
     }
 
     fn set(&mut self, key: &K, state: State) {
@@ -203,48 +209,73 @@ mod tests {
         slots.free(all[70]);
         slots.free(all[3]);
         assert_eq!(slots.take(), Some(all[3]));
-        assert_eq!(slots.acquire(&1, false), Acquired::Make(Slot::Scsi(all[70])));
-        assert_eq!(slots.acquire(&2, false), Acquired::Full);
-        assert_eq!(slots.acquire(&2, true), Acquired::Make(Slot::Pmem(0)));
+        assert_eq!(slots.acquire(&1, false, 0), Acquired::Make(Slot::Scsi(all[70])));
+        assert_eq!(slots.acquire(&2, false, 0), Acquired::Full);
+        assert_eq!(slots.acquire(&2, true, 0), Acquired::Make(Slot::Pmem(0)));
     }
 
     #[test]
     fn twenty_users_are_one_attachment() {
         let mut slots = Attachments::new(0);
-        assert_eq!(slots.acquire(&"base", true), Acquired::Make(scsi(0, 0)));
-        assert_eq!(slots.acquire(&"base", true), Acquired::Wait, "the first is still at it");
+        assert_eq!(slots.acquire(&"base", true, 0), Acquired::Make(scsi(0, 0)));
+        assert_eq!(slots.acquire(&"base", true, 0), Acquired::Wait, "the first is still at it");
         slots.made(&"base");
         for _ in 1..20 {
-            assert_eq!(slots.acquire(&"base", true), Acquired::Use(scsi(0, 0)));
+            assert_eq!(slots.acquire(&"base", true, 0), Acquired::Use(scsi(0, 0)));
         }
         for _ in 1..20 {
             assert_eq!(slots.release(&"base"), Released::InUse);
         }
         assert_eq!(slots.release(&"base"), Released::Unmake(scsi(0, 0)));
-        assert_eq!(slots.acquire(&"base", true), Acquired::Wait);
+        assert_eq!(slots.acquire(&"base", true, 0), Acquired::Wait);
         slots.unmade(&"base");
-        assert_eq!(slots.acquire(&"base", true), Acquired::Make(scsi(0, 0)));
+        assert_eq!(slots.acquire(&"base", true, 0), Acquired::Make(scsi(0, 0)));
     }
 
     #[test]
     fn what_failed_is_tried_anew_and_what_cannot_go_is_used_again() {
         let mut slots = Attachments::new(1);
-        assert_eq!(slots.acquire(&1, false), Acquired::Make(scsi(0, 0)));
+        assert_eq!(slots.acquire(&1, false, 0), Acquired::Make(scsi(0, 0)));
         slots.failed(&1);
-        assert_eq!(slots.acquire(&1, false), Acquired::Make(scsi(0, 0)));
+        assert_eq!(slots.acquire(&1, false, 0), Acquired::Make(scsi(0, 0)));
         slots.made(&1);
         assert_eq!(slots.release(&1), Released::Unmake(scsi(0, 0)));
         slots.restored(&1);
-        assert_eq!(slots.acquire(&1, false), Acquired::Use(scsi(0, 0)));
+        assert_eq!(slots.acquire(&1, false, 0), Acquired::Use(scsi(0, 0)));
 
-        assert_eq!(slots.acquire(&2, true), Acquired::Make(Slot::Pmem(0)));
+        assert_eq!(slots.acquire(&2, true, 0), Acquired::Make(Slot::Pmem(0)));
         slots.made(&2);
         assert_eq!(slots.release(&2), Released::Unmake(Slot::Pmem(0)));
         slots.parked(&2);
-        assert_eq!(slots.acquire(&3, true), Acquired::Make(scsi(0, 1)), "its place is taken");
-        assert_eq!(slots.acquire(&2, true), Acquired::Mount(Slot::Pmem(0)));
+        assert_eq!(slots.acquire(&3, true, 0), Acquired::Make(scsi(0, 1)), "its place is taken");
+        assert_eq!(slots.acquire(&2, true, 0), Acquired::Mount(Slot::Pmem(0)));
         slots.made(&2);
         assert_eq!(slots.release(&2), Released::Unmake(Slot::Pmem(0)));
+    }
+
+    #[test]
+    fn what_an_agent_has_forgotten_is_mounted_anew_and_its_users_still_count() {
+        let mut slots = Attachments::new(0);
+        assert_eq!(slots.acquire(&1, false, 0), Acquired::Make(scsi(0, 0)));
+        slots.made(&1);
+        assert_eq!(slots.acquire(&1, false, 0), Acquired::Use(scsi(0, 0)));
+        // Two users; then the agent is another one.
+        assert_eq!(slots.acquire(&1, false, 1), Acquired::Mount(scsi(0, 0)));
+        assert_eq!(slots.acquire(&1, false, 1), Acquired::Wait);
+        assert_eq!(slots.release(&1), Released::InUse);
+        slots.made(&1);
+        assert_eq!(slots.acquire(&1, false, 1), Acquired::Use(scsi(0, 0)));
+        assert_eq!(slots.release(&1), Released::InUse);
+        assert_eq!(slots.release(&1), Released::InUse);
+        assert_eq!(slots.release(&1), Released::Unmake(scsi(0, 0)));
+        slots.unmade(&1);
+
+        // One that cannot be mounted anew goes with its last user.
+        assert_eq!(slots.acquire(&2, false, 1), Acquired::Make(scsi(0, 0)));
+        slots.made(&2);
+        assert_eq!(slots.acquire(&2, false, 2), Acquired::Mount(scsi(0, 0)));
+        slots.parked(&2);
+        assert_eq!(slots.release(&2), Released::Unmake(scsi(0, 0)));
     }
 
     /// What an outsider knows of one key.
@@ -279,7 +310,7 @@ mod tests {
                 match step {
                     0 | 1 => {
                         let before = known.get(&key).copied();
-                        let got = slots.acquire(&key, key % 2 == 0);
+                        let got = slots.acquire(&key, key % 2 == 0, 0);
                         let now = match (before, got) {
                             (None, Acquired::Make(slot)) => Known::Coming(slot),
                             (Some(Known::There(slot, users)), Acquired::Use(same)) => {
@@ -310,6 +341,11 @@ mod tests {
                         }
                         (Some(Known::There(slot, users)), Released::InUse) => {
                             known.insert(key, Known::There(slot, users - 1));
+                        }
+                        // What is parked has no users; whoever releases it is mistaken.
+                        (Some(Known::Parked(slot)), Released::Unmake(same)) => {
+                            prop_assert_eq!(slot, same);
+                            known.insert(key, Known::Leaving(slot));
                         }
                         (_, Released::InUse) => {}
                         other => return Err(TestCaseError::fail(format!("{other:?}"))),

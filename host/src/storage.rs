@@ -62,7 +62,8 @@ impl Shared {
         loop {
             // Before the question, so that no change is missed.
             let changed = self.attachments_changed.notified();
-            let acquired = self.attachments().acquire(&key, fits_pmem);
+            let era = self.bridge.capabilities().guest_defined_capabilities.linkspan_restarts;
+            let acquired = self.attachments().acquire(&key, fits_pmem, era);
             let outcome = match (acquired, source.take()) {
                 (Acquired::Use(slot), _) => return Ok(slot),
                 (Acquired::Wait, kept) => {

@@ -117,8 +117,11 @@ async fn a_layer_that_fails_takes_nothing_with_it(vm: Vm) {
     assert!(matches!(error, Error::Guest { .. }) && error.to_string().contains("mount"), "{error}");
     assert_eq!(mounted(&vm, name).await, 0);
     let layers = Layers::of(layer_image()).layer(&good);
-    let container = vm.container(unique("whole"), layers).create().await.unwrap();
+    let process = ProcessSpec::new(["cat", "/top"]);
+    let container = vm.container(unique("whole"), layers).process(process).create().await.unwrap();
     assert_eq!(mounted(&vm, name).await, 1);
+    let output = container.start(Stdio::OUTPUT).await.unwrap().wait_with_output().await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{name}\n"));
     container.delete().await.unwrap();
     assert_eq!(mounted(&vm, name).await, 0);
 }

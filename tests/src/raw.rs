@@ -21,8 +21,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 
-pub use container::{Finished, document, process, read_all};
-pub use frame::{Response, frame, hresult, pipes};
+pub use container::{Finished, read_all};
+pub use frame::Response;
+pub use linkspan_conform::wire::{document, frame, hresult, pipes, process};
 
 use crate::machine::{layer_image, machine};
 

@@ -1,6 +1,7 @@
 //! The subcommands, a module each.
 
 pub(crate) mod completions;
+pub(crate) mod conform;
 pub(crate) mod exec;
 pub(crate) mod image;
 pub(crate) mod kill;

@@ -26,6 +26,9 @@ pub(crate) enum Error {
     /// The boot image builder.
     #[error(transparent)]
     Image(#[from] linkspan_initrd::Error),
+    /// What the protocol harness needs.
+    #[error(transparent)]
+    Bench(#[from] linkspan_conform::machine::BenchError),
     /// A monitor says so.
     #[error("{}", .0.message)]
     Remote(Report),

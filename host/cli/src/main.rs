@@ -70,6 +70,7 @@ enum Command {
     Stats(commands::stats::Stats),
     Uvm(commands::uvm::Uvm),
     Image(commands::image::Image),
+    Conform(Box<commands::conform::Conform>),
     Completions(commands::completions::Completions),
     Version(commands::version::Version),
 }
@@ -133,6 +134,7 @@ fn run(cli: Cli) -> Result<u32, Error> {
             Command::Stats(stats) => stats.run(&global).await,
             Command::Uvm(uvm) => uvm.run(&global).await,
             Command::Image(image) => image.run(&global),
+            Command::Conform(conform) => conform.run(&global).await,
             Command::Completions(_) | Command::Version(_) => Ok(0),
         }
     });

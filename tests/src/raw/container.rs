@@ -1,11 +1,12 @@
 //! Containers by hand.
 
 use hyperv_socket::Stream;
+use linkspan_conform::wire::{document, pipes, process};
 use linkspan_protocol::{MessageType, UVM_ID};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
-use super::{BASE, Connection, Response, pipes};
+use super::{BASE, Connection, Response};
 
 /// What a process has written, and how it ended.
 #[derive(Debug)]
@@ -121,33 +122,4 @@ pub async fn read_all(stream: &mut Stream) -> String {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await.expect("read a stream");
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// An OCI process.
-pub fn process(args: &[&str]) -> Value {
-    json!({
-        "user": {"uid": 0, "gid": 0},
-        "args": args,
-        "env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"],
-        "cwd": "/",
-    })
-}
-
-/// The document of a plain container.
-pub fn document(id: &str, args: &[&str]) -> Value {
-    let mount = |destination: &str, kind: &str| json!({"destination": destination, "type": kind, "source": kind});
-    let namespaces = ["pid", "mount", "ipc", "uts", "network"].map(|kind| json!({"type": kind}));
-    json!({
-        "SchemaVersion": {"Major": 2, "Minor": 1},
-        "OciBundlePath": format!("/run/gcs/c/{id}"),
-        "ScratchDirPath": format!("/run/gcs/scratch/{id}"),
-        "OciSpecification": {
-            "ociVersion": "1.1.0",
-            "hostname": id,
-            "root": {"path": format!("/run/gcs/c/{id}/rootfs")},
-            "process": process(args),
-            "mounts": [mount("/proc", "proc"), mount("/dev", "tmpfs"), mount("/dev/pts", "devpts")],
-            "linux": {"namespaces": namespaces},
-        },
-    })
 }

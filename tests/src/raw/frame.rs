@@ -1,41 +1,9 @@
 //! Frames, and what holds for every one that a guest sends.
 
-use linkspan_protocol::frame::{Frame, encode};
+use linkspan_conform::wire::hresult;
+use linkspan_protocol::frame::Frame;
 use linkspan_protocol::{HResult, Kind, MessageType};
-use serde_json::{Value, json};
-
-/// The bytes of a frame.
-pub fn frame(message_type: MessageType, id: u64, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let written = encode::<std::convert::Infallible>(&mut bytes, message_type, id, |out| {
-        out.extend_from_slice(payload);
-        Ok(())
-    });
-    written.unwrap_or_else(|never| match never {});
-    bytes
-}
-
-/// The number that stands for a code in JSON: signed.
-pub fn hresult(code: u32) -> i64 {
-    i64::from(code.cast_signed())
-}
-
-/// The `Settings` of an ExecuteProcess: which ports, and what else.
-pub fn pipes(stdin: Option<u32>, stdout: Option<u32>, stderr: Option<u32>, more: Value) -> Value {
-    let mut parameters = json!({
-        "CreateStdInPipe": stdin.is_some(),
-        "CreateStdOutPipe": stdout.is_some(),
-        "CreateStdErrPipe": stderr.is_some(),
-    });
-    let more = more.as_object().cloned().unwrap_or_default();
-    parameters.as_object_mut().expect("an object").extend(more);
-    json!({"Settings": {
-        "ProcessParameters": parameters.to_string(),
-        "VsockStdioRelaySettings": {
-            "StdIn": stdin.unwrap_or(0), "StdOut": stdout.unwrap_or(0), "StdErr": stderr.unwrap_or(0),
-        },
-    }})
-}
+use serde_json::Value;
 
 /// A response that is right as far as every response has to be.
 #[derive(Clone, Debug)]
@@ -72,8 +40,7 @@ impl Response {
     /// On success and on another code.
     #[track_caller]
     pub fn expect_fault(&self, code: HResult) {
-        let code = code.0 as u32;
-        assert_eq!(self.result(), hresult(code), "not {code:#010x}: {}", self.body);
+        assert_eq!(self.result(), hresult(code), "not {code}: {}", self.body);
     }
 }
 

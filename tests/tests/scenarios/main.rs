@@ -8,6 +8,7 @@ mod boot;
 mod bulk;
 mod cli;
 mod concurrency;
+mod conformance;
 mod false_guest;
 mod layers;
 mod leaks;

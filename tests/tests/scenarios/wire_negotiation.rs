@@ -134,6 +134,6 @@ async fn a_failure_has_one_record_and_no_keys_of_its_message(connection: &mut Co
         answer.expect_fault(HResult::SYSTEM_NOT_FOUND);
         let record = &answer.body["ErrorRecords"][0];
         assert_eq!(record["Message"], answer.body["ErrorMessage"]);
-        assert_eq!(record["Result"], hresult(0xC037_010E));
+        assert_eq!(record["Result"], hresult(HResult::SYSTEM_NOT_FOUND));
     }
 }

@@ -1,0 +1,33 @@
+//! Tells whether a peer speaks the GCS bridge protocol: a guest agent ([`run::guest`]) or a
+//! host's bridge.
+//!
+//! The protocol's description has numbered statements about each side. Each is a row here, with
+//! a check; what holds for every frame is watched all the time, and told where it belongs.
+//!
+//! | module        | what it holds                                                       |
+//! |---------------|---------------------------------------------------------------------|
+//! | `statement`   | a statement, profiles, what a check needs                           |
+//! | `guest`       | the statements about guests, and their checks                       |
+//! | `target`      | how an agent is reached: sockets, TCP, pipes, `inner`: this process |
+//! | `session`     | the harness as a host, `container`: with containers                 |
+//! | `observer`    | what holds for every frame                                          |
+//! | `environment` | disks, shells and so on beside the agent                            |
+//! | `machine`     | a utility VM of our own, with disks for all checks                  |
+//! | `run`         | statement by statement, within limits                               |
+//! | `transcript`  | what went over the wire, decoded; `report`: what is told of it      |
+//! | `wire`        | frames and documents by hand                                        |
+
+pub mod container;
+pub mod environment;
+pub mod guest;
+pub mod inner;
+pub mod machine;
+mod observer;
+pub mod report;
+pub mod run;
+pub mod session;
+pub mod statement;
+pub mod target;
+pub mod transcript;
+pub mod verdict;
+pub mod wire;

@@ -104,6 +104,7 @@ impl Environment {
             Need::Shell => self.shell.is_empty() || target.stdio().is_none(),
             Need::Layer => self.layer.is_none(),
             Need::SecondLayer => self.second_layer.is_none(),
+            Need::Controller => self.layer_disk.or(self.second_layer).or(self.blank_disk).is_none(),
             Need::BlankDisk => self.blank_disk.is_none(),
             Need::Nic => self.nic.is_none(),
             Need::Logs => self.log.lines().is_empty(),

@@ -62,6 +62,8 @@ pub enum Need {
     Layer,
     /// A second layer.
     SecondLayer,
+    /// A SCSI controller.
+    Controller,
     /// A blank disk.
     BlankDisk,
     /// A network adapter.
@@ -80,6 +82,7 @@ impl Need {
             Self::Shell => "no shell is known in the utility VM's root",
             Self::Layer => "there is no layer to make a container of",
             Self::SecondLayer => "there is no second layer",
+            Self::Controller => "no disk is known, so perhaps there is no controller",
             Self::BlankDisk => "there is no blank disk",
             Self::Nic => "no network adapter is known",
             Self::Logs => "nothing has connected to the log port",

@@ -353,3 +353,57 @@ fn cli_no_qemu_in_the_path_is_told() {
         assert!(text.contains("qemu-system-x86_64") && text.contains("install"), "{text}");
     });
 }
+
+#[test]
+fn cli_conform_lists_statements_and_refuses_what_it_does_not_know() {
+    let list = std::process::Command::new(cli())
+        .args(["conform", "guest", "--list", "--only", "19-21", "--json"])
+        .output()
+        .expect("run linkspan");
+    let rows: Value = serde_json::from_slice(&list.stdout).expect("JSON");
+    let ids: Vec<_> = rows.as_array().unwrap().iter().map(|row| row["id"].clone()).collect();
+    assert_eq!(ids, [19, 20, 21]);
+    for (args, said) in [
+        (&["--only", "112", "--spawn", "--", "true"][..], "there is no statement 112"),
+        (&["--listen", "tcp:nowhere"], "tcp:ADDRESS:PORT"),
+        (&[], "--spawn"),
+    ] {
+        let refused = std::process::Command::new(cli())
+            .args(["conform", "guest"])
+            .args(args)
+            .output()
+            .expect("run linkspan");
+        let text = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(125), "{args:?}: {text}");
+        assert!(text.contains(said), "{said:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn cli_conform_checks_an_agent_in_a_machine_and_one_that_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let junit = directory.path().join("report.xml");
+    let checked = std::process::Command::new(cli())
+        .args(["conform", "guest", "--uvm", "--vmm", "loopback", "--only", "1-36,39", "--json"])
+        .arg("--rootfs")
+        .arg(rootfs())
+        .arg("--junit")
+        .arg(&junit)
+        .env("LINKSPAN_IMAGE", linkspan_tests::image())
+        .output()
+        .expect("run linkspan");
+    let report: Value = serde_json::from_slice(&checked.stdout).expect("JSON");
+    let outcomes = report["outcomes"].as_array().expect("outcomes");
+    assert_eq!(outcomes.len(), 37);
+    let bad = outcomes.iter().find(|outcome| outcome["verdict"] != "pass");
+    assert!(checked.status.success() && bad.is_none(), "{bad:?}");
+    assert!(std::fs::read_to_string(&junit).unwrap().contains("tests=\"37\" failures=\"0\""));
+    // It takes what is said, and says nothing of the protocol's.
+    let checked = std::process::Command::new(cli())
+        .args(["conform", "guest", "--spawn", "--only", "20", "--answer-timeout", "1", "--", "cat"])
+        .output()
+        .expect("run linkspan");
+    let text = String::from_utf8_lossy(&checked.stdout);
+    assert_eq!(checked.status.code(), Some(1), "{text}");
+    assert!(text.contains("-> NegotiateProtocol") && text.contains("FAIL"), "{text}");
+}

@@ -117,7 +117,7 @@ pub async fn guest(
                 }
             },
         };
-        let checked = settle(session, statement, checked, &mut noted);
+        let checked = settle(session, statement, plan, checked, &mut noted);
         let outcome = outcome(session, statement, checked, check_begun.elapsed());
         tell(&outcome);
         outcomes.insert(statement.id, outcome);
@@ -167,13 +167,18 @@ async fn prepare(session: &mut Session, plan: &Plan) -> Option<String> {
 fn settle(
     session: &mut Session,
     statement: &Statement,
+    plan: &Plan,
     checked: Result<(), Stop>,
     noted: &mut BTreeMap<u32, Vec<String>>,
 ) -> Result<(), Stop> {
     let (own, others): (Vec<_>, Vec<_>) =
         session.observer.take().into_iter().partition(|(id, _)| *id == statement.id);
-    let spoiled =
-        others.first().map(|(id, text)| format!("spoiled by what statement {id} is about: {text}"));
+    // Of a statement that is not told of, this one has to tell.
+    let told = |id: &u32| plan.only.is_empty() || plan.only.contains(id);
+    let spoiled = others
+        .iter()
+        .find(|(id, _)| told(id))
+        .map(|(id, text)| format!("spoiled by what statement {id} is about: {text}"));
     for (id, text) in others {
         noted.entry(id).or_default().push(text);
     }

@@ -9,9 +9,20 @@
 //! The state is not stored: it follows from whether the init's pipes are still waiting to be
 //! connected, and whether the init has exited.
 
+mod annotations;
+mod assigned;
 mod bundle;
 mod create;
+mod devices;
 mod exec;
+mod kind;
+mod limits;
+mod mounts;
+mod namespaces;
+mod network_files;
+mod pod;
+mod prepare;
+mod tee;
 mod user;
 mod workdir;
 
@@ -29,12 +40,16 @@ use crate::guest_path::GuestPath;
 use crate::process::Process;
 use crate::relay::Relay;
 use crate::runtime::Job;
+use crate::seccomp::Filter;
 use crate::stdio::{Pipes, Streams};
 use crate::storage::{blocking, remove_tree, unmount_all};
 use crate::uvm::Uvm;
 use crate::{Error, Result, cgroup};
 
 pub(crate) use create::create;
+pub(crate) use pod::Pods;
+
+use kind::Kind;
 
 /// One container.
 pub(crate) struct Container {
@@ -44,6 +59,11 @@ pub(crate) struct Container {
     scratch: Option<GuestPath>,
     root: PathBuf,
     cgroup: PathBuf,
+    kind: Kind,
+    /// Where its pod's files are.
+    pod_root: PathBuf,
+    /// What its processes are confined by.
+    filter: Option<Filter>,
     init: Rc<Process>,
     /// The init's pipes until it is started; with a terminal there are none to keep.
     unstarted: RefCell<Option<Option<Streams<std::os::fd::OwnedFd>>>>,
@@ -174,8 +194,28 @@ impl Container {
     async fn remove(&self, uvm: &Uvm) -> Result<()> {
         let deleted = uvm.runtime.run(Job::Delete { id: self.id.clone() }, None).await;
         let (bundle, scratch) = (self.bundle.clone(), self.scratch.clone());
-        let removed =
-            blocking(move || remove_directories(bundle.as_path(), scratch.as_ref())).await;
+        let pod_root = matches!(self.kind, Kind::Sandbox { .. }).then(|| self.pod_root.clone());
+        let removed = blocking(move || {
+            if let Some(root) = &pod_root {
+                pod::unmount_directories(root);
+            }
+            let removed = remove_directories(bundle.as_path(), scratch.as_ref());
+            if let Some(root) = pod_root {
+                // A virtual pod's root is not its sandbox's bundle.
+                remove_tree(&root)?;
+                remove_empty_pod(&bundle);
+            }
+            removed
+        })
+        .await;
+        match &self.kind {
+            Kind::Sandbox { pod, .. } => {
+                uvm.pods.leave(pod, None);
+                cgroup::remove(&uvm.cgroup.join(pod));
+            }
+            Kind::Workload { pod } => uvm.pods.leave(pod, Some(&self.id)),
+            Kind::Standalone => {}
+        }
         match deleted {
             Err(Error::NoContainer(_)) => removed,
             Err(error) => Err(error),
@@ -208,6 +248,15 @@ fn remove_directories(bundle: &Path, scratch: Option<&GuestPath>) -> Result<()> 
         remove_tree(scratch.as_path())?;
     }
     remove_tree(bundle)
+}
+
+/// Some hosts have a directory for each pod. It goes with the last of its bundles.
+fn remove_empty_pod(bundle: &GuestPath) {
+    if let Some(pod) = bundle.as_path().parent()
+        && pod.parent() == Some(Path::new("/run/gcs/pods"))
+    {
+        let _ = std::fs::remove_dir(pod);
+    }
 }
 
 /// What to write when the runtime takes a spec without a pipe for the init.

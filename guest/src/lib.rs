@@ -35,6 +35,7 @@ mod reaper;
 mod relay;
 mod resource;
 mod runtime;
+mod seccomp;
 mod stdio;
 mod storage;
 mod supervisor;

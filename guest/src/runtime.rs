@@ -22,21 +22,60 @@ use serde_json::Value;
 pub(crate) use zygote::start as start_zygote;
 
 use crate::error::Context;
+use crate::seccomp::Filter;
 use crate::{Error, Result, tasks};
 
 /// What a worker is to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Job {
     /// Make the container of a bundle; its init waits to be started.
-    Create { id: String, bundle: PathBuf, console: Option<PathBuf> },
+    Create {
+        id: String,
+        bundle: PathBuf,
+        console: Option<PathBuf>,
+        confinement: Option<Confinement>,
+    },
     /// Let the init run.
     Start { id: String },
     /// Start a further process, an OCI process object.
-    Exec { id: String, process: Value, console: Option<PathBuf> },
+    Exec { id: String, process: Value, console: Option<PathBuf>, confinement: Option<Confinement> },
     /// Change limits; an OCI resources object.
     Update { id: String, resources: Value },
     /// Remove what is left of a stopped container; kill it if it was never started.
     Delete { id: String },
+}
+
+/// What a process is put under right before its program runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Confinement {
+    pub(crate) filter: Filter,
+    /// Capabilities that it has got only to be allowed the filter, and loses then.
+    pub(crate) surplus: Vec<String>,
+}
+
+impl Confinement {
+    /// Confines an OCI process. One that may gain privileges needs a privilege to be confined.
+    pub(crate) fn of(filter: &Filter, process: &mut Value) -> Self {
+        const NEEDED: &str = "CAP_SYS_ADMIN";
+        let mut surplus = Vec::new();
+        let confined = process["noNewPrivileges"].as_bool().unwrap_or_default();
+        if !confined && process["capabilities"].is_object() {
+            for set in ["permitted", "effective"] {
+                let set = &mut process["capabilities"][set];
+                if !set.is_array() {
+                    *set = Value::Array(Vec::new());
+                }
+                if let Some(set) =
+                    set.as_array_mut().filter(|set| !set.iter().any(|one| one == NEEDED))
+                {
+                    set.push(NEEDED.into());
+                    surplus.push(NEEDED.to_owned());
+                }
+            }
+            surplus.dedup();
+        }
+        Self { filter: filter.clone(), surplus }
+    }
 }
 
 impl Job {

@@ -13,9 +13,9 @@ mod probe;
 mod share;
 mod verity;
 
-pub(crate) use devices::{Devices, DiskAddress};
+pub(crate) use devices::{Devices, DiskAddress, appear};
 pub(crate) use disk::{DiskMount, propagation, unlink};
-pub(crate) use mount::{Made, make_directory, remove_tree, unmount, unmount_all};
+pub(crate) use mount::{Made, MountPoint, make_directory, remove_tree, unmount, unmount_all};
 pub(crate) use mounted::Mounted;
 pub(crate) use overlay::Overlay;
 pub(crate) use pmem::PmemMount;
@@ -32,8 +32,10 @@ const MOUNTED: [&str; 3] = ["/run/gcs", "/run/mounts", "/run/layers"];
 /// disks busy.
 pub(crate) fn clear() {
     detach();
-    if let Err(error) = remove_tree("/run/gcs/c".as_ref()) {
-        tracing::warn!(%error, "what a broken agent left stays");
+    for left in ["/run/gcs/c", "/run/gcs/pods"] {
+        if let Err(error) = remove_tree(left.as_ref()) {
+            tracing::warn!(%error, "what a broken agent left stays");
+        }
     }
 }
 

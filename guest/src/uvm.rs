@@ -11,7 +11,7 @@ use hyperv_socket::Peer;
 use linkspan_protocol::message::Notification;
 use tokio::sync::{mpsc, watch};
 
-use crate::container::Container;
+use crate::container::{Container, Pods};
 use crate::process::Process;
 use crate::reaper::Reaper;
 use crate::runtime::Runtime;
@@ -25,6 +25,7 @@ pub(crate) struct Uvm {
     pub(crate) reaper: Reaper,
     pub(crate) devices: Devices,
     pub(crate) mounted: Mounted,
+    pub(crate) pods: Pods,
     /// Prefix of all containers' cgroups, such as `/pods`.
     pub(crate) cgroup: PathBuf,
     /// What waits to be said to the host.
@@ -60,13 +61,14 @@ impl Uvm {
         notifications: mpsc::UnboundedSender<Notification>,
         ready: watch::Receiver<bool>,
     ) -> Self {
-        let (reaper, mounted, negotiated, containers, external) = Default::default();
+        let (reaper, mounted, pods, negotiated, containers, external) = Default::default();
         Self {
             host,
             runtime,
             reaper,
             devices,
             mounted,
+            pods,
             cgroup,
             notifications,
             ready,
@@ -141,6 +143,7 @@ impl Uvm {
                 Slot::Made(container) => container.describe(),
             })
             .collect();
+        containers.extend(self.pods.describe());
         containers.sort();
         text.extend(containers);
         for pid in self.external.borrow().keys() {

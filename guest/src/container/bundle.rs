@@ -9,9 +9,6 @@ use crate::error::Context;
 use crate::guest_path::GuestPath;
 use crate::{Error, Result};
 
-/// What `io.kubernetes.cri.container-type` says.
-const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
-
 /// A spec that has all that the agent relies on.
 pub(super) struct Bundle {
     pub(super) directory: GuestPath,
@@ -19,8 +16,6 @@ pub(super) struct Bundle {
     /// `root.path`.
     pub(super) root: PathBuf,
     pub(super) terminal: bool,
-    /// Whether the kernel ends all of it together with its init.
-    pub(super) owns_pid_namespace: bool,
 }
 
 impl Bundle {
@@ -43,25 +38,16 @@ impl Bundle {
                 GuestPath::parse("root.path", &format!("{directory}/{root}"))?.as_path().into()
             }
         };
-        if spec.pointer("/linux/seccomp").is_some_and(|seccomp| !seccomp.is_null()) {
-            return Err(Error::NotSupported("linux.seccomp".to_owned()));
-        }
-        match spec["annotations"][CONTAINER_TYPE].as_str() {
-            None => {}
-            Some(kind @ ("sandbox" | "container")) => {
-                return Err(Error::NotSupported(format!("{CONTAINER_TYPE} {kind:?}")));
-            }
-            Some(other) => {
-                let reason = format!("{other:?} is not a kind of container");
-                return Err(Error::Argument { field: CONTAINER_TYPE, reason });
-            }
-        }
         let terminal = spec["process"]["terminal"].as_bool().unwrap_or_default();
-        let owns_pid_namespace = spec["linux"]["namespaces"].as_array().is_some_and(|all| {
+        Ok(Self { directory, spec, root, terminal })
+    }
+
+    /// Whether the kernel ends all of it together with its init.
+    pub(super) fn owns_pid_namespace(&self) -> bool {
+        self.spec["linux"]["namespaces"].as_array().is_some_and(|all| {
             all.iter()
                 .any(|one| one["type"] == "pid" && one["path"].as_str().is_none_or(str::is_empty))
-        });
-        Ok(Self { directory, spec, root, terminal, owns_pid_namespace })
+        })
     }
 
     /// Puts the container below `cgroup` and takes out what has no meaning here.
@@ -82,45 +68,6 @@ impl Bundle {
         }
     }
 
-    /// Gives the container its name files, where the spec does not bring its own.
-    pub(super) fn add_name_files(&mut self) -> Result<()> {
-        let hostname = match self.spec["hostname"].as_str() {
-            Some(name) if !name.is_empty() => name.to_owned(),
-            _ => nix::unistd::gethostname()
-                .context(|| "read the host name".to_owned())?
-                .to_string_lossy()
-                .into_owned(),
-        };
-        let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
-        if hostname.len() > 255 || !hostname.bytes().all(valid) {
-            let reason = format!("{hostname:?} is no host name");
-            return Err(Error::Argument { field: "hostname", reason });
-        }
-        let read_only = self.spec["root"]["readonly"].as_bool().unwrap_or_default();
-        let directory = self.directory.clone();
-        if !self.spec["mounts"].is_array() {
-            self.spec["mounts"] = json!([]);
-        }
-        let Some(mounts) = self.spec["mounts"].as_array_mut() else { return Ok(()) };
-        for (name, contents) in [
-            ("hostname", format!("{hostname}\n")),
-            ("hosts", hosts(&hostname)),
-            ("resolv.conf", String::new()),
-        ] {
-            let destination = format!("/etc/{name}");
-            if mounts.iter().any(|mount| mount["destination"] == destination.as_str()) {
-                continue;
-            }
-            let source = directory.join(name);
-            fs::write(&source, contents).context(|| format!("write {}", source.display()))?;
-            let options = if read_only { json!(["bind", "ro"]) } else { json!(["bind"]) };
-            mounts.push(json!({
-                "destination": destination, "type": "bind", "source": source, "options": options,
-            }));
-        }
-        Ok(())
-    }
-
     pub(super) fn write(&self) -> Result<()> {
         let path = self.directory.join("config.json");
         let text = serde_json::to_vec(&self.spec).map_err(std::io::Error::from);
@@ -133,17 +80,22 @@ fn missing(field: &'static str) -> Error {
     Error::Document { field, reason: "is missing".to_owned() }
 }
 
-fn hosts(hostname: &str) -> String {
-    let names = match hostname.split_once('.') {
-        Some((label, _)) => format!("{hostname} {label}"),
-        None => hostname.to_owned(),
-    };
-    format!(
-        "127.0.0.1 localhost\n127.0.0.1 {names}\n\n\
-         # The following lines are desirable for IPv6 capable hosts\n\
-         ::1     ip6-localhost ip6-loopback\nfe00::0 ip6-localnet\nff00::0 ip6-mcastprefix\n\
-         ff02::1 ip6-allnodes\nff02::2 ip6-allrouters\n"
-    )
+/// The list at `pointer`. It is made, with the objects around it, where something else is.
+pub(super) fn list<'a>(spec: &'a mut Value, pointer: &str) -> &'a mut Vec<Value> {
+    let mut place = spec;
+    for key in pointer.split('/').skip(1) {
+        if !place.is_object() {
+            *place = json!({});
+        }
+        place = &mut place[key];
+    }
+    if !place.is_array() {
+        *place = json!([]);
+    }
+    match place {
+        Value::Array(list) => list,
+        _ => unreachable!("was just made a list"),
+    }
 }
 
 #[cfg(test)]
@@ -174,8 +126,16 @@ mod tests {
     fn a_pid_namespace_with_a_path_is_somebody_elses() {
         let mut document = spec();
         document["linux"]["namespaces"] = json!([{"type": "pid"}]);
-        assert!(Bundle::new("/run/c", Some(document.clone())).unwrap().owns_pid_namespace);
+        assert!(Bundle::new("/run/c", Some(document.clone())).unwrap().owns_pid_namespace());
         document["linux"]["namespaces"] = json!([{"type": "pid", "path": "/proc/1/ns/pid"}]);
-        assert!(!Bundle::new("/run/c", Some(document)).unwrap().owns_pid_namespace);
+        assert!(!Bundle::new("/run/c", Some(document)).unwrap().owns_pid_namespace());
+    }
+
+    #[test]
+    fn a_list_is_made_where_none_is() {
+        let mut document = json!({"linux": null, "mounts": [1]});
+        assert_eq!(list(&mut document, "/mounts").len(), 1);
+        list(&mut document, "/linux/resources/devices").push(json!(2));
+        assert_eq!(document["linux"], json!({"resources": {"devices": [2]}}));
     }
 }

@@ -7,12 +7,14 @@ use std::rc::Rc;
 use linkspan_protocol::message::{Envelope, HostedContainer, NotificationType, SchemaVersion};
 
 use super::bundle::Bundle;
-use super::{Container, new_pipes, user, workdir};
+use super::kind::Kind;
+use super::prepare::{Prepared, prepare};
+use super::{Container, new_pipes, pod, tee, workdir};
 use crate::guest_path::{ContainerName, GuestPath};
 use crate::process::{Process, SignalCode};
-use crate::runtime::Job;
+use crate::runtime::{Confinement, Job};
+use crate::seccomp::Filter;
 use crate::stdio::{Pipes, Streams};
-use crate::storage::make_directory;
 use crate::terminal::ConsoleSocket;
 use crate::uvm::Uvm;
 use crate::{Error, Result, cgroup};
@@ -36,31 +38,45 @@ pub(crate) async fn create(
         "" => None,
         path => Some(GuestPath::parse("ScratchDirPath", path)?),
     };
-    let cgroup = uvm.cgroup.join(id);
-    bundle.adapt(&cgroup);
-    user::resolve(&mut bundle.spec["process"], &bundle.root)?;
     uvm.ready().await;
-
-    let made = make_directory(bundle.directory.as_path(), 0o755)?;
+    let kind = Kind::of(id, &bundle.directory, &bundle.spec)?;
+    let prepared = prepare(uvm, id, &kind, &mut bundle).await?;
+    let filter = Filter::of(&bundle.spec)?;
+    let confinement =
+        filter.as_ref().map(|filter| Confinement::of(filter, &mut bundle.spec["process"]));
     if let Some(cwd) = bundle.spec["process"]["cwd"].as_str() {
         workdir::make(&bundle.root, cwd);
     }
-    bundle.add_name_files()?;
     bundle.write()?;
-    let (init, pipes) = make(uvm, id, &bundle).await.inspect_err(|_| {
-        for name in ["config.json", "hostname", "hosts", "resolv.conf"] {
-            let _ = std::fs::remove_file(bundle.directory.join(name));
+    let (init, mut pipes) = make(uvm, id, &bundle, confinement).await?;
+    let owns_pid_namespace = bundle.owns_pid_namespace();
+    let Prepared { cgroup, pod_root, .. } = &prepared;
+    let (cgroup, pod_root) = (cgroup.clone(), pod_root.clone());
+    let supervised = cgroup.clone();
+    let outcome = finish(uvm, &kind, &prepared, &init, &mut pipes);
+    // Whatever becomes of it, its exit has to be heard of.
+    init.supervise(SignalCode::Shell, async move || {
+        // What the kernel does for a container with a pid namespace of its own.
+        if !owns_pid_namespace {
+            cgroup::kill(&supervised);
         }
-    })?;
-    made.keep();
-
+    });
+    if let Err(error) = outcome {
+        let _ = init.signal(9);
+        let _ = uvm.runtime.run(Job::Delete { id: id.to_owned() }, None).await;
+        return Err(error);
+    }
+    prepared.keep();
     let container = Rc::new(Container {
         id: id.to_owned(),
         activity_id: envelope.activity_id.clone(),
         bundle: bundle.directory,
         scratch,
         root: bundle.root,
-        cgroup: cgroup.clone(),
+        cgroup,
+        kind,
+        pod_root,
+        filter,
         init: Rc::clone(&init),
         unstarted: RefCell::new(Some(pipes)),
         execs: RefCell::default(),
@@ -68,14 +84,26 @@ pub(crate) async fn create(
         ending: Cell::new(NotificationType::UnexpectedExit),
         notified: Cell::new(false),
     });
-    let owns_pid_namespace = bundle.owns_pid_namespace;
-    init.supervise(SignalCode::Shell, async move || {
-        // What the kernel does for a container with a pid namespace of its own.
-        if !owns_pid_namespace {
-            cgroup::kill(&cgroup);
-        }
-    });
     reservation.fill(container);
+    Ok(())
+}
+
+/// What is done once the init is there and before it runs.
+fn finish(
+    uvm: &Uvm,
+    kind: &Kind,
+    prepared: &Prepared<'_>,
+    init: &Rc<Process>,
+    pipes: &mut Option<Streams<OwnedFd>>,
+) -> Result<()> {
+    if let Some(file) = &prepared.tee
+        && let Some(pipes) = pipes
+    {
+        tee::insert(pipes, &prepared.pod_root.join(pod::LOGS), file)?;
+    }
+    if let Kind::Sandbox { pod, .. } = kind {
+        uvm.pods.fill(pod, init);
+    }
     Ok(())
 }
 
@@ -83,6 +111,7 @@ async fn make(
     uvm: &Uvm,
     id: &str,
     bundle: &Bundle,
+    confinement: Option<Confinement>,
 ) -> Result<(Rc<Process>, Option<Streams<OwnedFd>>)> {
     let expectation = uvm.reaper.expect();
     let directory = bundle.directory.as_path().to_owned();
@@ -98,6 +127,7 @@ async fn make(
         id: id.to_owned(),
         bundle: directory,
         console: console.as_ref().map(|console| console.path().to_owned()),
+        confinement,
     };
     let stdio = pipes.as_ref().and_then(Pipes::theirs);
     let pid = uvm.runtime.run(job, stdio).await?;

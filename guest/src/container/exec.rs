@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{Container, new_pipes, user, workdir};
 use crate::process::{Process, SignalCode};
 use crate::relay::Relay;
-use crate::runtime::Job;
+use crate::runtime::{Confinement, Job};
 use crate::stdio::{Pipes, Streams};
 use crate::terminal::ConsoleSocket;
 use crate::uvm::Uvm;
@@ -25,6 +25,7 @@ impl Container {
             return Err(Error::ContainerNotRunning(self.id.clone()));
         }
         self.inherit(&mut process)?;
+        let confinement = self.filter.as_ref().map(|filter| Confinement::of(filter, &mut process));
         if let Some(cwd) = process["cwd"].as_str() {
             let root = format!("/proc/{}/root", self.init.pid());
             workdir::check(root.as_ref(), cwd)?;
@@ -43,6 +44,7 @@ impl Container {
             id: self.id.clone(),
             process: process.clone(),
             console: console.as_ref().map(|console| console.path().to_owned()),
+            confinement,
         };
         let pid = uvm.runtime.run(job, pipes.as_ref().and_then(Pipes::theirs)).await?;
         let io = |source| Error::Io { what: "relay stdio".to_owned(), source };
@@ -68,7 +70,8 @@ impl Container {
         Ok(process.pid())
     }
 
-    /// An exec has the init's limits, its own user if it names one, else the init's.
+    /// An exec has the init's limits, its own user if it names one, else the init's; and no more
+    /// capabilities than the init, if it says nothing of them.
     fn inherit(&self, process: &mut Value) -> Result<()> {
         let Value::Object(own) = process else {
             let reason = "is not an object".to_owned();
@@ -77,6 +80,11 @@ impl Container {
         match self.process.get("rlimits") {
             Some(limits) => drop(own.insert("rlimits".to_owned(), limits.clone())),
             None => drop(own.remove("rlimits")),
+        }
+        if !own.get("capabilities").is_some_and(Value::is_object)
+            && let Some(capabilities) = self.process.get("capabilities")
+        {
+            own.insert("capabilities".to_owned(), capabilities.clone());
         }
         let named = |process: &Value| {
             process["user"]["username"].as_str().is_some_and(|name| !name.is_empty())

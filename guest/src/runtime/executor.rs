@@ -10,11 +10,15 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::unistd::execv;
 
+use super::Confinement;
+
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Finds the program as a shell would, and says plainly why it cannot be run.
 #[derive(Clone)]
-pub(super) struct Program;
+pub(super) struct Program {
+    pub(super) confinement: Option<Confinement>,
+}
 
 impl Executor for Program {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
@@ -30,9 +34,29 @@ impl Executor for Program {
         let path = c_string(program.as_os_str().as_encoded_bytes())?;
         let args: Vec<_> =
             args.iter().map(|arg| c_string(arg.as_bytes())).collect::<Result<_, _>>()?;
+        if let Some(confinement) = &self.confinement {
+            confine(confinement).map_err(ExecutorError::Other)?;
+        }
         let Err(error) = execv(&path, &args);
         Err(ExecutorError::Other(reason(&program.to_string_lossy(), error)))
     }
+}
+
+/// The runtime knows nothing of filters. What a filter denies is denied from here on, so that it
+/// comes last.
+fn confine(confinement: &Confinement) -> Result<(), String> {
+    use caps::{CapSet, Capability};
+    let Confinement { filter, surplus } = confinement;
+    linkspan_guest_sys::load_seccomp(&filter.program, filter.flags)
+        .map_err(|error| format!("load the seccomp filter: {error}"))?;
+    for name in surplus {
+        let capability: Capability =
+            name.parse().map_err(|_| format!("{name:?} is no capability"))?;
+        for set in [CapSet::Effective, CapSet::Permitted] {
+            caps::drop(None, set, capability).map_err(|error| format!("drop {name}: {error}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// The runtime makes a terminal of no size. What runs in it must not see that, so it is set from

@@ -13,16 +13,16 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::Value;
 
 use super::executor::Program;
-use super::{Job, OciRuntime, Refusal, Reply, state_root};
+use super::{Confinement, Job, OciRuntime, Refusal, Reply, state_root};
 
 pub(super) struct Libcontainer;
 
 impl OciRuntime for Libcontainer {
     fn run(&self, job: Job, stdio: Option<[OwnedFd; 3]>) -> Reply {
         match job {
-            Job::Create { id, bundle, console } => {
+            Job::Create { id, bundle, console, confinement } => {
                 fs::create_dir_all(state_root()).map_err(other)?;
-                let container = builder(id, console, stdio)?
+                let container = builder(id, console, stdio, confinement)?
                     .as_init(&bundle)
                     .with_systemd(false)
                     .with_detach(true)
@@ -35,10 +35,10 @@ impl OciRuntime for Libcontainer {
                 load(&id)?.start().map_err(refusal)?;
                 Ok(None)
             }
-            Job::Exec { id, process, console } => {
+            Job::Exec { id, process, console, confinement } => {
                 let document = in_memory(&process).map_err(other)?;
                 let path = PathBuf::from(format!("/proc/self/fd/{}", document.as_raw_fd()));
-                let pid = builder(id, console, stdio)?
+                let pid = builder(id, console, stdio, confinement)?
                     .as_tenant()
                     .with_detach(true)
                     .with_process(Some(path))
@@ -59,9 +59,10 @@ fn builder(
     id: String,
     console: Option<PathBuf>,
     stdio: Option<[OwnedFd; 3]>,
+    confinement: Option<Confinement>,
 ) -> Result<ContainerBuilder, Refusal> {
     let mut builder = ContainerBuilder::new(id, SyscallType::default())
-        .with_executor(Program)
+        .with_executor(Program { confinement })
         .with_root_path(state_root())
         .map_err(refusal)?
         .with_console_socket(console);

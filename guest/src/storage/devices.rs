@@ -124,10 +124,10 @@ fn linked(link: &Path, what: &dyn std::fmt::Display) -> Result<PathBuf> {
 }
 
 /// Waits until `look` sees something.
-async fn appear(
+pub(crate) async fn appear<T>(
     what: &(dyn std::fmt::Display + Sync),
-    look: impl Fn() -> Result<Option<PathBuf>>,
-) -> Result<PathBuf> {
+    look: impl Fn() -> Result<Option<T>>,
+) -> Result<T> {
     // Mostly it is there already.
     if let Some(found) = look()? {
         return Ok(found);

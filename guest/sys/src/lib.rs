@@ -15,6 +15,7 @@ mod entropy;
 mod fork;
 mod interface;
 mod register;
+mod seccomp;
 mod spawn;
 
 pub use cgroup::has_device_programs;
@@ -25,4 +26,5 @@ pub use entropy::credit_entropy;
 pub use fork::{Forked, fork};
 pub use interface::bring_up;
 pub use register::register;
+pub use seccomp::load_seccomp;
 pub use spawn::{Stdio, spawn};

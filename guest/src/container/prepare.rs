@@ -44,7 +44,9 @@ struct PodDirectories(PathBuf);
 
 impl Prepared<'_> {
     pub(super) fn keep(self) {
-        self.membership.map(Membership::keep);
+        if let Some(membership) = self.membership {
+            membership.keep();
+        }
         if let Some(mut directories) = self.pod_directories {
             directories.0 = PathBuf::new();
         }

@@ -143,9 +143,9 @@ impl LayerSource {
                 let key = LayerKey::of(&file, pin.as_ref())
                     .context(|| format!("look at {}", path.display()))?;
                 let form = match kind {
-                    Kind::Ext4 { size } | Kind::Vhd { payload_size: size } => {
-                        Form::Image(file, size)
-                    }
+                    Kind::Ext4 { size }
+                    | Kind::Erofs { size }
+                    | Kind::Vhd { payload_size: size } => Form::Image(file, size),
                     _ => Form::Source,
                 };
                 (key, form)

@@ -77,11 +77,9 @@ fn add_member<R: Read>(
         return Ok(());
     };
     let directory = builder.tree_mut().directory(parents).map_err(content)?;
+    let attributes = attributes(builder, &member).map_err(content)?;
     let node = match kind {
-        b'0' => {
-            let extents = builder.copy(stream, &member.map, count)?;
-            Content::File { size: member.map.size, extents }
-        }
+        b'0' => builder.copy(stream, &member.map, &attributes, count)?,
         b'1' => {
             let shown = || String::from_utf8_lossy(&member.link).into_owned();
             let target = split_path(&member.link).map_err(content)?;
@@ -109,7 +107,6 @@ fn add_member<R: Read>(
         b'6' => Content::Fifo,
         unknown => return Err(content(Problem::UnknownType(unknown.into()))),
     };
-    let attributes = attributes(builder, &member).map_err(content)?;
     builder.insert(directory, name, Node { attributes, content: node }).map_err(content)?;
     Ok(())
 }

@@ -8,15 +8,16 @@ use std::path::Path;
 use crate::archive;
 use crate::copy::{self, ByteSource, CopyError};
 use crate::detect::{Kind, detect};
+use crate::erofs;
 use crate::error::{Error, Problem};
-use crate::ext4::extent::Extent;
-use crate::ext4::finish::{self, Failure};
+use crate::ext4::finish::{self, Failure, Finished};
 use crate::ext4::stream::BlockStream;
 use crate::ext4::xattr::Xattr;
 use crate::ext4::{BLOCK_U64, superblock};
-use crate::options::{Options, Progress, Summary};
+use crate::options::{Format, Options, Progress, Summary};
 use crate::sparse::SparseMap;
-use crate::tree::{Attributes, Content, Node, NodeId, Tree};
+use crate::tree::{Attributes, Content, Node, NodeId, Place, Tree};
+use crate::verity::{self, Hasher, Verity};
 use crate::walk;
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -30,8 +31,11 @@ const MAX_SIZE: u64 = u32::MAX as u64 * BLOCK_U64;
 /// earlier one of the same name.
 pub struct LayerBuilder<'a> {
     stream: BlockStream<'a>,
+    out: &'a File,
     tree: Tree,
     data_start: u32,
+    /// Unless it is to be ext4.
+    erofs: Option<erofs::Writer>,
     options: Options,
     origin: String,
     opaque: HashSet<NodeId>,
@@ -72,15 +76,25 @@ impl<'a> LayerBuilder<'a> {
         if multiple == 0 || !multiple.is_multiple_of(BLOCK_U64) || multiple > 1 << 30 {
             return invalid("the size must be a multiple of 4096 bytes up to 1 GiB");
         }
+        if let Some(verity) = &options.verity {
+            verity::check_options(verity)?;
+        }
         out.set_len(0).map_err(Error::Write)?;
+        let hasher = options.verity.as_ref().map(|verity| Hasher::new(out, &verity.salt));
+        let hasher = hasher.transpose().map_err(Error::Write)?;
         let limit = (options.max_size / BLOCK_U64) as u32;
         let descriptors = superblock::descriptor_blocks(superblock::full_groups(limit));
-        let data_start = 1 + descriptors;
+        let (data_start, erofs) = match options.format {
+            Format::Ext4 => (1 + descriptors, None),
+            Format::Erofs => (erofs::DATA_START, Some(erofs::Writer::new())),
+        };
         let progress = Progress { bytes: 0, total: None, entries: 0 };
         Ok(Self {
-            stream: BlockStream::new(out, data_start, limit),
+            stream: BlockStream::new(out, data_start, limit, hasher),
+            out,
             tree: Tree::new(),
             data_start,
+            erofs,
             options,
             origin: String::new(),
             opaque: HashSet::new(),
@@ -136,12 +150,28 @@ impl<'a> LayerBuilder<'a> {
             xattrs.retain(|xattr| !xattr.same_name(&mark));
             xattrs.push(mark);
         }
-        let finished = finish::finish(self.stream, &self.tree, self.data_start, &self.options);
-        let summary = finished.map_err(|failure| match failure {
-            Failure::Image(error) => error,
-            Failure::Node(path, problem) => entry_error(&self.origin, &path, problem),
-        })?;
-        Ok(Summary { skipped_xattrs: self.skipped_xattrs, ..summary })
+        let finished = match self.erofs {
+            None => finish::finish(self.stream, &self.tree, self.data_start, &self.options),
+            Some(writer) => erofs::finish::finish(self.stream, writer, &self.tree, &self.options),
+        };
+        let Finished { bytes, inodes, data_bytes, uuid, leaves } =
+            finished.map_err(|failure| match failure {
+                Failure::Image(error) => error,
+                Failure::Node(path, problem) => entry_error(&self.origin, &path, problem),
+            })?;
+        let verity = match (leaves, &self.options.verity) {
+            (Some(leaves), Some(options)) => Some(leaves.append_to(self.out, bytes, options)?),
+            _ => None,
+        };
+        Ok(Summary {
+            bytes: verity.as_ref().map_or(bytes, Verity::total_bytes),
+            file_system_bytes: bytes,
+            inodes,
+            data_bytes,
+            skipped_xattrs: self.skipped_xattrs,
+            uuid,
+            verity,
+        })
     }
 
     pub(crate) fn tree(&self) -> &Tree {
@@ -172,15 +202,24 @@ impl<'a> LayerBuilder<'a> {
         Error::Archive { archive: self.origin.clone(), offset, cause }
     }
 
-    /// Copies the contents of a file. `count` makes of the bytes copied those to be reported.
+    /// Takes in the contents of a file. `count` makes of the bytes copied those to be reported.
     pub(crate) fn copy(
         &mut self,
         source: &mut dyn ByteSource,
         map: &SparseMap,
+        attributes: &Attributes,
         count: &mut dyn FnMut(u64) -> u64,
-    ) -> Result<Box<[Extent]>, CopyError> {
+    ) -> Result<Content, CopyError> {
         let meter = &mut self.meter;
-        copy::copy(source, map, &mut self.stream, &mut |bytes| meter.read(count(bytes)))
+        let extents =
+            copy::copy(source, map, &mut self.stream, &mut |bytes| meter.read(count(bytes)))?;
+        let place = match &mut self.erofs {
+            None => Place::Extents(extents),
+            Some(writer) => {
+                Place::Inode(writer.file(&mut self.stream, map.size, &extents, attributes)?)
+            }
+        };
+        Ok(Content::File { size: map.size, place })
     }
 
     /// Puts a new node into a directory. `None` if it was a mark and not an entry.
@@ -300,7 +339,7 @@ pub fn build_image(
             builder.meter.progress.total = Some(file.metadata().map_err(read)?.len());
             builder.add_tar(&source.display().to_string(), file)?;
         }
-        Kind::Ext4 { .. } | Kind::Vhd { .. } => {
+        Kind::Ext4 { .. } | Kind::Erofs { .. } | Kind::Vhd { .. } => {
             return Err(Error::Unsupported {
                 path: source.to_owned(),
                 found: "an image already",

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::compression::{self, Compression};
 use crate::error::Error;
 use crate::ext4::superblock;
-use crate::{tar_stream, vhd};
+use crate::{erofs, tar_stream, vhd};
 
 /// A usable source of a root file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,12 @@ pub enum Kind {
         /// Bytes of the file, all of which belong on the disk.
         size: u64,
     },
-    /// An ext4 image with the footer of a fixed VHD.
+    /// A raw EROFS image.
+    Erofs {
+        /// Bytes of the file, all of which belong on the disk.
+        size: u64,
+    },
+    /// An ext4 or EROFS image with the footer of a fixed VHD.
     Vhd {
         /// Bytes before the footer, which belong on the disk.
         payload_size: u64,
@@ -30,7 +35,7 @@ pub enum Kind {
 }
 
 /// Disk formats and file systems that are known but not usable, by offset and first bytes.
-const FOREIGN: [(usize, &[u8], &str); 8] = [
+const FOREIGN: [(usize, &[u8], &str); 7] = [
     (0, vhd::COOKIE, "a dynamic VHD"),
     (0, b"vhdxfile", "a VHDX"),
     (0, b"QFI\xfb", "a qcow2 image"),
@@ -38,7 +43,6 @@ const FOREIGN: [(usize, &[u8], &str); 8] = [
     (64, &[0x7f, 0x10, 0xda, 0xbe], "a VDI"),
     (0, b"hsqs", "a squashfs image"),
     (0, b"XFSB", "an XFS image"),
-    (1024, &[0xe2, 0xe1, 0xf5, 0xe0], "an EROFS image"),
 ];
 
 /// Says what `path` holds.
@@ -64,7 +68,8 @@ pub fn detect(path: &Path) -> Result<Kind, Error> {
     (&mut file).take(4096).read_to_end(&mut start).map_err(read)?;
 
     let size = metadata.len();
-    if let Some(claimed) = ext4_size(&start) {
+    let erofs_size = erofs::superblock::size(&start);
+    if let Some(claimed) = erofs_size.or_else(|| ext4_size(&start)) {
         let footer = vhd::read_footer(&file).map_err(read)?;
         let payload = footer.map_or(size, |footer| footer.payload_size);
         if claimed > payload {
@@ -73,6 +78,7 @@ pub fn detect(path: &Path) -> Result<Kind, Error> {
         }
         return Ok(match footer {
             Some(footer) => Kind::Vhd { payload_size: footer.payload_size },
+            None if erofs_size.is_some() => Kind::Erofs { size },
             None => Kind::Ext4 { size },
         });
     }
@@ -110,6 +116,25 @@ pub fn detect(path: &Path) -> Result<Kind, Error> {
             unsupported("compressed, but no tar archive", "uncompress it first".to_owned())
         }
     }
+}
+
+/// Bytes of the file system at the start of a raw image or a fixed VHD.
+///
+/// # Errors
+///
+/// The file cannot be read. `None` if it holds no ext4 or EROFS.
+pub fn file_system_size(file: &File) -> io::Result<Option<u64>> {
+    use std::os::unix::fs::FileExt;
+    let mut start = vec![0; 4096];
+    let mut filled = 0;
+    while filled < start.len() {
+        match file.read_at(&mut start[filled..], filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    start.truncate(filled);
+    Ok(erofs::superblock::size(&start).or_else(|| ext4_size(&start)))
 }
 
 /// Bytes of the ext4 file system that starts so, if it is one.

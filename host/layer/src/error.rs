@@ -52,6 +52,9 @@ pub enum Error {
     /// An option or size is out of its range.
     #[error("make an image: {0}")]
     Invalid(String),
+    /// The hash tree, or what it protects, is not what it should be.
+    #[error("verify the image: {0}")]
+    Verity(String),
     /// The path holds something known that cannot be used as it is.
     #[error("use {} as a root file system: it is {found}; {advice}", path.display())]
     Unsupported {

@@ -1,4 +1,5 @@
-//! Layer images: read-only ext4 from directories and tar streams, empty scratch disks, VHD footers.
+//! Layer images: read-only ext4 or EROFS from directories and tar streams, dm-verity trees, empty
+//! scratch disks, VHD footers.
 //!
 //! A utility VM gets its file systems as disks. This crate makes those disks in one pass, without
 //! privileges and without other programs: file contents go from the source straight to the image,
@@ -8,6 +9,7 @@
 //! - [`build_image`] turns a directory or an archive into an image; [`LayerBuilder`] is the same
 //!   in steps, for sources that are no files.
 //! - [`scratch::format`] makes an empty writable file system.
+//! - [`verity`] appends and checks hash trees.
 //! - [`vhd`] appends and reads the footer of a fixed VHD.
 //!
 //! The same source and options give the same bytes: nothing depends on the clock or on chance.
@@ -27,8 +29,10 @@ mod compression;
 mod copy;
 #[cfg(feature = "convert")]
 mod detect;
+mod erofs;
 mod error;
 mod ext4;
+mod fingerprint;
 mod options;
 #[cfg(feature = "convert")]
 mod pax;
@@ -39,6 +43,7 @@ mod sparse;
 mod tar_stream;
 mod tree;
 #[cfg(feature = "convert")]
+pub mod verity;
 pub mod vhd;
 #[cfg(feature = "convert")]
 mod walk;
@@ -48,6 +53,6 @@ pub use builder::{LayerBuilder, build_image};
 #[cfg(feature = "convert")]
 pub use compression::Compression;
 #[cfg(feature = "convert")]
-pub use detect::{Kind, detect};
+pub use detect::{Kind, detect, file_system_size};
 pub use error::{Error, Problem};
-pub use options::{Options, Progress, Summary};
+pub use options::{Format, Options, Progress, Summary};

@@ -1,5 +1,7 @@
 //! What a caller may choose about an image, and what it is told.
 
+use crate::verity::{Verity, VerityOptions};
+
 /// How an image is made.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -18,6 +20,22 @@ pub struct Options {
     pub uuid: Option<[u8; 16]>,
     /// Volume label, 16 bytes, padded with zeros.
     pub label: [u8; 16],
+    /// The file system. ext4 by default.
+    pub format: Format,
+    /// Append a dm-verity superblock and hash tree. Off by default.
+    pub verity: Option<VerityOptions>,
+}
+
+/// Which file system an image has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// What every host and guest of the bridge takes.
+    #[default]
+    Ext4,
+    /// Read-only by design, and the smaller one: small files lie beside their inodes. For guests
+    /// whose kernel has it.
+    Erofs,
 }
 
 impl Default for Options {
@@ -29,6 +47,8 @@ impl Default for Options {
             size_multiple: 4096,
             uuid: None,
             label: [0; 16],
+            format: Format::Ext4,
+            verity: None,
         }
     }
 }
@@ -48,14 +68,26 @@ pub struct Progress {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Summary {
-    /// Size of the image in bytes; a multiple of 4096.
+    /// Size of the image in bytes, hash tree included; a multiple of 4096.
     pub bytes: u64,
+    /// Bytes of the file system.
+    pub file_system_bytes: u64,
     /// Inodes in use, the reserved ones not counted.
     pub inodes: u64,
     /// Bytes of the blocks that hold file contents.
     pub data_bytes: u64,
-    /// Extended attributes left out because ext4 has no name space for them.
+    /// Extended attributes left out because the file system has no name space for them.
     pub skipped_xattrs: u64,
     /// UUID of the file system.
     pub uuid: [u8; 16],
+    /// The hash tree, if there is one.
+    pub verity: Option<Verity>,
+}
+
+impl Summary {
+    pub(crate) fn of_scratch(bytes: u64, uuid: [u8; 16]) -> Self {
+        let (inodes, data_bytes, skipped_xattrs) = (2, 0, 0);
+        let (file_system_bytes, verity) = (bytes, None);
+        Self { bytes, file_system_bytes, inodes, data_bytes, skipped_xattrs, uuid, verity }
+    }
 }

@@ -131,7 +131,7 @@ pub fn format(file: &File, size: u64, options: &ScratchOptions) -> Result<Summar
         label: options.label,
     };
     file.write_all_at(&superblock.encode(), superblock::OFFSET).map_err(Error::Write)?;
-    Ok(Summary { bytes: size, inodes: 2, data_bytes: 0, skipped_xattrs: 0, uuid: options.uuid })
+    Ok(Summary::of_scratch(size, options.uuid))
 }
 
 fn divide(size: u64, options: &ScratchOptions) -> Geometry {
@@ -162,7 +162,7 @@ fn write_directories(
     start: u32,
     options: &ScratchOptions,
 ) -> Result<u32, Error> {
-    let mut stream = BlockStream::new(file, start, geometry.blocks);
+    let mut stream = BlockStream::new(file, start, geometry.blocks, None);
     let mut root = Records::new(ROOT_INODE, ROOT_INODE);
     root.push(b"lost+found", FIRST_INODE, EntryType::Directory);
     let found = Records::new(FIRST_INODE, ROOT_INODE);

@@ -30,12 +30,21 @@ pub(crate) struct Attributes {
 #[derive(Debug)]
 pub(crate) enum Content {
     Directory(BTreeMap<Box<[u8]>, NodeId>),
-    File { size: u64, extents: Box<[Extent]> },
+    File { size: u64, place: Place },
     Symlink(Box<[u8]>),
     CharDevice { major: u32, minor: u32 },
     BlockDevice { major: u32, minor: u32 },
     Fifo,
     Socket,
+}
+
+/// Where the contents of a file are.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// In these blocks.
+    Extents(Box<[Extent]>),
+    /// Where an inode says that was written with them.
+    Inode(u64),
 }
 
 impl Content {

@@ -180,7 +180,7 @@ impl Walk<'_, '_> {
                     }
                     return Ok(());
                 }
-                let content = self.file(fd, &stat)?;
+                let content = self.file(fd, &stat, &attributes)?;
                 self.insert(parent, name, Node { attributes, content })?
             }
             _ => {
@@ -222,20 +222,24 @@ impl Walk<'_, '_> {
     }
 
     /// Copies the contents of a regular file.
-    fn file(&mut self, fd: OwnedFd, stat: &Stat) -> Result<Content, Error> {
+    fn file(
+        &mut self,
+        fd: OwnedFd,
+        stat: &Stat,
+        attributes: &Attributes,
+    ) -> Result<Content, Error> {
         let size = stat.st_size as u64;
         let mut file = File::from(fd);
         let map = data_parts(&file, size).map_err(|errno| self.read_error(errno))?;
-        let copied = self.builder.copy(&mut file, &map, &mut |bytes| bytes);
+        let copied = self.builder.copy(&mut file, &map, attributes, &mut |bytes| bytes);
         let after = sys::fstat(&file).map_err(|errno| self.read_error(errno))?.st_size as u64;
         if after != size {
             return Err(self.entry_error(Problem::Changed { before: size, after }));
         }
-        let extents = copied.map_err(|error| match error {
+        copied.map_err(|error| match error {
             CopyError::Image(error) => error,
             CopyError::Content(problem) => self.entry_error(problem),
-        })?;
-        Ok(Content::File { size, extents })
+        })
     }
 
     fn attributes(&mut self, stat: &Stat, from: &Attributed<'_>) -> Result<Attributes, Error> {

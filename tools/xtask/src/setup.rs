@@ -22,6 +22,10 @@ pub(crate) enum Need {
     Busybox,
     /// Makes and checks ext4 file systems.
     Ext4Tools,
+    /// Checks EROFS file systems.
+    ErofsTools,
+    /// Makes and checks hash trees.
+    VerityTools,
     /// Links every program.
     Compiler,
     /// Links the guest agent statically.
@@ -43,6 +47,8 @@ pub(crate) const EVERYTHING: &[Need] = &[
     Need::Qemu,
     Need::Busybox,
     Need::Ext4Tools,
+    Need::ErofsTools,
+    Need::VerityTools,
 ];
 
 /// For fuzzing.
@@ -55,6 +61,8 @@ impl Need {
             Self::Qemu => Some("qemu-system-x86"),
             Self::Busybox => Some("busybox-static"),
             Self::Ext4Tools => Some("e2fsprogs"),
+            Self::ErofsTools => Some("erofs-utils"),
+            Self::VerityTools => Some("cryptsetup-bin"),
             Self::Compiler => Some("gcc"),
             Self::StaticC => Some("libc6-dev"),
             Self::CxxCompiler => Some("g++"),
@@ -67,6 +75,10 @@ impl Need {
             Self::Qemu => "qemu-system-x86_64 boots the utility VMs",
             Self::Busybox => "its static /bin/busybox is the demo container's only program",
             Self::Ext4Tools => "mke2fs and e2fsck make and check file systems in tests",
+            Self::ErofsTools => {
+                "mkfs.erofs and fsck.erofs are what our EROFS images are held against"
+            }
+            Self::VerityTools => "veritysetup makes the hash trees that ours are held against",
             Self::Compiler => "cc links every Rust program",
             Self::StaticC => "libc.a goes into the static guest agent",
             Self::CxxCompiler => "c++ compiles libFuzzer",
@@ -79,6 +91,8 @@ impl Need {
             Self::Qemu => find_program("qemu-system-x86_64").is_some(),
             Self::Busybox => is_installed("busybox-static"),
             Self::Ext4Tools => ["mke2fs", "e2fsck"].iter().all(|name| find_program(name).is_some()),
+            Self::ErofsTools => find_program("fsck.erofs").is_some(),
+            Self::VerityTools => find_program("veritysetup").is_some(),
             Self::Compiler => find_program("cc").is_some(),
             // The compiler answers with a bare name when it has no such file.
             Self::StaticC => output("cc", &["-print-file-name=libc.a"])

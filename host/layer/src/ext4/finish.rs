@@ -11,8 +11,10 @@ use super::stream::BlockStream;
 use super::superblock::{self, Descriptor, Superblock, Use};
 use super::{BITS_PER_BLOCK, BLOCK, BLOCK_U64, FIRST_INODE, LINK_MAX, ROOT_INODE, put32, xattr};
 use crate::error::{Error, Problem};
-use crate::options::{Options, Summary};
-use crate::tree::{Content, NodeId, Tree};
+use crate::fingerprint::Fingerprint;
+use crate::options::Options;
+use crate::tree::{Content, NodeId, Place, Tree};
+use crate::verity::Leaves;
 
 /// An error, and the node it is about if there is one.
 pub(crate) enum Failure {
@@ -24,6 +26,16 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Image(error)
     }
+}
+
+/// A file system that is complete.
+pub(crate) struct Finished {
+    pub(crate) bytes: u64,
+    pub(crate) inodes: u64,
+    pub(crate) data_bytes: u64,
+    pub(crate) uuid: [u8; 16],
+    /// Hashes of its blocks, if they were asked for.
+    pub(crate) leaves: Option<Leaves>,
 }
 
 /// A node that has a number: inode `FIRST_INODE + index`, the root apart.
@@ -108,7 +120,7 @@ pub(crate) fn finish(
     tree: &Tree,
     data_start: u32,
     options: &Options,
-) -> Result<Summary, Failure> {
+) -> Result<Finished, Failure> {
     let data_end = stream.position();
     let mut numbered = Numbered::new(tree);
     let mut identity = Fingerprint::new();
@@ -129,7 +141,7 @@ pub(crate) fn finish(
     let unreachable = tree.ids().filter(|id| numbered.numbers[id.index()] == 0);
     let mut freed: Vec<(u32, u32)> = unreachable
         .filter_map(|id| match &tree.node(id).content {
-            Content::File { extents, .. } => Some(extents),
+            Content::File { place: Place::Extents(extents), .. } => Some(extents),
             _ => None,
         })
         .flat_map(|extents| extents.iter())
@@ -182,13 +194,13 @@ pub(crate) fn finish(
         label: options.label,
     };
     stream.write_at(&record.encode(), superblock::OFFSET)?;
-    stream.finish(geometry.blocks)?;
-    Ok(Summary {
+    let leaves = stream.finish(geometry.blocks)?;
+    Ok(Finished {
         bytes: geometry.bytes(),
         inodes: numbered.placed.len() as u64,
         data_bytes: u64::from(data_end - data_start) * BLOCK_U64,
-        skipped_xattrs: 0,
         uuid,
+        leaves,
     })
 }
 
@@ -227,7 +239,11 @@ fn place_blocks(
             }
             whole(&records.finish())?
         }
-        Content::File { size, extents } => {
+        Content::File { size, place } => {
+            let extents = match place {
+                Place::Extents(extents) => &extents[..],
+                Place::Inode(_) => &[],
+            };
             let (root, blocks) = extent::write_tree(extents, stream)?;
             let data: u64 = extents.iter().map(|extent| u64::from(extent.length)).sum();
             (*size, root, blocks + data, EXTENTS)
@@ -308,7 +324,7 @@ fn block_bitmap(geometry: Geometry, group: u32, freed: &[(u32, u32)]) -> Bitmap 
     bitmap
 }
 
-fn type_bits(content: &Content) -> u16 {
+pub(crate) fn type_bits(content: &Content) -> u16 {
     match content {
         Content::Fifo => 0o010_000,
         Content::CharDevice { .. } => 0o020_000,
@@ -350,30 +366,4 @@ fn path_of(index: usize, numbered: &Numbered, tree: &Tree) -> Vec<u8> {
     }
     parts.reverse();
     parts.join(&b'/')
-}
-
-/// A 128-bit FNV-1a hash over words: tells images apart, and protects nothing.
-struct Fingerprint(u128);
-
-impl Fingerprint {
-    fn new() -> Self {
-        Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            let mixed = self.0 ^ u128::from(u64::from_le_bytes(word));
-            self.0 = mixed.wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
-        }
-    }
-
-    /// Marked as made by hashing (version 8, for own schemes).
-    fn uuid(&self) -> [u8; 16] {
-        let mut uuid = self.0.to_be_bytes();
-        uuid[6] = uuid[6] & 0x0f | 0x80;
-        uuid[8] = uuid[8] & 0x3f | 0x80;
-        uuid
-    }
 }

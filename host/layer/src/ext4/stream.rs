@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use super::{BLOCK, BLOCK_U64};
 use crate::error::Error;
+use crate::verity::{Hasher, Leaves};
 
 /// Enough for the write calls to be few, little enough to stay in the cache.
 const BUFFER: usize = 1 << 20;
@@ -17,11 +18,15 @@ pub(crate) struct BlockStream<'f> {
     buffer: Vec<u8>,
     /// Blocks the image may have.
     limit: u32,
+    hasher: Option<Hasher>,
+    /// Blocks that were written out of their turn, to be hashed when all others are.
+    late: Vec<(u32, u32)>,
 }
 
 impl<'f> BlockStream<'f> {
-    pub(crate) fn new(file: &'f File, start: u32, limit: u32) -> Self {
-        Self { file, start, buffer: Vec::with_capacity(BUFFER + (64 << 10)), limit }
+    pub(crate) fn new(file: &'f File, start: u32, limit: u32, hasher: Option<Hasher>) -> Self {
+        let buffer = Vec::with_capacity(BUFFER + (64 << 10));
+        Self { file, start, buffer, limit, hasher, late: Vec::new() }
     }
 
     /// The block that is written next.
@@ -42,10 +47,10 @@ impl<'f> BlockStream<'f> {
 
     /// Appends `bytes`, zero-padded to whole blocks, and returns the first block.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<u32, Error> {
+        self.make_room(bytes.len().div_ceil(BLOCK) as u64)?;
         let first = self.position();
-        self.check_room(bytes.len().div_ceil(BLOCK) as u64)?;
         self.buffer.extend_from_slice(bytes);
-        self.pad_and_flush()?;
+        self.pad();
         Ok(first)
     }
 
@@ -56,16 +61,26 @@ impl<'f> BlockStream<'f> {
         length: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<bool, E>,
     ) -> Result<Option<u32>, E> {
+        self.make_room(length.div_ceil(BLOCK) as u64)?;
         let first = self.position();
-        self.check_room(length.div_ceil(BLOCK) as u64)?;
         let begin = self.buffer.len();
         self.buffer.resize(begin + length, 0);
         if !fill(&mut self.buffer[begin..])? {
             self.buffer.truncate(begin);
             return Ok(None);
         }
-        self.pad_and_flush()?;
+        self.pad();
         Ok(Some(first))
+    }
+
+    /// Takes back the block that was appended last.
+    pub(crate) fn take_last(&mut self) -> [u8; BLOCK] {
+        let mut block = [0; BLOCK];
+        if let Some(start) = self.buffer.len().checked_sub(BLOCK) {
+            block.copy_from_slice(&self.buffer[start..]);
+            self.buffer.truncate(start);
+        }
+        block
     }
 
     /// Leaves out `blocks`, which read as zeros.
@@ -76,29 +91,64 @@ impl<'f> BlockStream<'f> {
         Ok(())
     }
 
+    /// Takes back `blocks` from `start` that were left out, if they are the last.
+    pub(crate) fn unskip(&mut self, start: u32, blocks: u32) {
+        if self.buffer.is_empty() && self.start == start + blocks {
+            self.start = start;
+        }
+    }
+
     /// Writes what is still in memory.
     pub(crate) fn flush(&mut self) -> Result<(), Error> {
         self.file
             .write_all_at(&self.buffer, u64::from(self.start) * BLOCK_U64)
             .map_err(Error::Write)?;
-        self.start += (self.buffer.len() / BLOCK) as u32;
+        let blocks = (self.buffer.len() / BLOCK) as u32;
+        if let Some(hasher) = &self.hasher {
+            hasher.written(self.start.into(), blocks.into());
+        }
+        self.start += blocks;
         self.buffer.clear();
         Ok(())
     }
 
-    fn pad_and_flush(&mut self) -> Result<(), Error> {
+    fn pad(&mut self) {
         self.buffer.resize(self.buffer.len().next_multiple_of(BLOCK), 0);
+    }
+
+    /// Before a block is appended and not after, so that the last one can be taken back.
+    fn make_room(&mut self, blocks: u64) -> Result<(), Error> {
+        self.check_room(blocks)?;
         if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
     }
 
-    /// The file below, for records at fixed places.
-    pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+    /// Writes at a fixed place, which was skipped or is written already.
+    pub(crate) fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        let end = (offset + bytes.len() as u64).div_ceil(BLOCK_U64) as u32;
+        let start = (offset / BLOCK_U64) as u32;
+        self.late.push((start, end - start));
         self.file.write_all_at(bytes, offset).map_err(Error::Write)
     }
 
-    /// Sets the final size of the file in blocks.
-    pub(crate) fn finish(mut self, blocks: u32) -> Result<(), Error> {
+    /// Writes whole blocks that were skipped, and now are final.
+    pub(crate) fn write_skipped(&mut self, bytes: &[u8], block: u32) -> Result<(), Error> {
+        let offset = u64::from(block) * BLOCK_U64;
+        self.file.write_all_at(bytes, offset).map_err(Error::Write)?;
+        if let Some(hasher) = &self.hasher {
+            hasher.written(block.into(), (bytes.len() / BLOCK) as u64);
+        }
+        Ok(())
+    }
+
+    /// Sets the final size of the file in blocks. The hashes are there if they were asked for.
+    pub(crate) fn finish(mut self, blocks: u32) -> Result<Option<Leaves>, Error> {
         self.flush()?;
-        self.file.set_len(u64::from(blocks) * BLOCK_U64).map_err(Error::Write)
+        self.file.set_len(u64::from(blocks) * BLOCK_U64).map_err(Error::Write)?;
+        let Some(hasher) = self.hasher else { return Ok(None) };
+        hasher.settle();
+        for (start, blocks) in self.late {
+            hasher.written(start.into(), blocks.into());
+        }
+        hasher.finish().map(Some).map_err(Error::Write)
     }
 }

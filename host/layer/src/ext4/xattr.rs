@@ -30,12 +30,14 @@ pub(crate) struct Xattr {
     prefix: u8,
     name: Vec<u8>,
     value: Vec<u8>,
+    /// The value in the form of the system calls, where ext4 has another.
+    raw: Option<Vec<u8>>,
 }
 
 impl Xattr {
     /// `overlayfs`: the directory hides what is below it.
     pub(crate) fn overlay_opaque() -> Self {
-        Self { prefix: 4, name: b"overlay.opaque".to_vec(), value: b"y".to_vec() }
+        Self { prefix: 4, name: b"overlay.opaque".to_vec(), value: b"y".to_vec(), raw: None }
     }
 
     /// `None` if ext4 has no place for attributes of that name.
@@ -43,8 +45,9 @@ impl Xattr {
         for (whole, prefix) in NAMES {
             if name == whole.as_bytes() {
                 let bad = || Problem::BadAcl(whole.to_owned());
-                let value = stored_acl(value).ok_or_else(bad)?;
-                return Ok(value.map(|value| Self { prefix, name: Vec::new(), value }));
+                let stored = stored_acl(value).ok_or_else(bad)?;
+                let raw = Some(value.to_vec());
+                return Ok(stored.map(|value| Self { prefix, name: Vec::new(), value, raw }));
             }
         }
         for (start, prefix) in PREFIXES {
@@ -52,10 +55,29 @@ impl Xattr {
                 && (1..=255).contains(&rest.len())
                 && !rest.contains(&0)
             {
-                return Ok(Some(Self { prefix, name: rest.to_vec(), value: value.to_vec() }));
+                return Ok(Some(Self {
+                    prefix,
+                    name: rest.to_vec(),
+                    value: value.to_vec(),
+                    raw: None,
+                }));
             }
         }
         Ok(None)
+    }
+
+    pub(crate) fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// The name without its prefix.
+    pub(crate) fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// The value in the form of the system calls.
+    pub(crate) fn value(&self) -> &[u8] {
+        self.raw.as_deref().unwrap_or(&self.value)
     }
 
     pub(crate) fn same_name(&self, other: &Self) -> bool {

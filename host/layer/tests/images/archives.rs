@@ -9,7 +9,9 @@ use std::process::Command;
 use linkspan_layer::{Compression, Kind, LayerBuilder, Options, Progress, build_image, detect};
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::inspect::{assert_clean, assert_same, image, image_of_tar, mounted, snapshot};
+use crate::inspect::{
+    FORMATS, assert_clean, assert_same, image, image_of_tar, mounted, of_format, snapshot,
+};
 
 /// Adds one member with the attributes tests do not care about.
 pub(crate) fn append(
@@ -190,18 +192,21 @@ fn whiteouts_become_those_of_overlayfs_when_asked_for() {
     let (plain, _) = image_of_tar(&bytes, Options::default());
     mounted(plain.path(), true, |root| assert!(root.join("dir/.wh..wh..opq").exists()));
 
-    let options = Options { whiteouts: true, ..Options::default() };
-    let (layer, _) = image_of_tar(&bytes, options);
-    assert_clean(layer.path());
-    let found = mounted(layer.path(), true, snapshot);
-    let opaque = |path: &str| found[Path::new(path)].xattrs.get("trusted.overlay.opaque").cloned();
-    assert_eq!(opaque("dir").as_deref(), Some(&b"y"[..]));
-    assert_eq!(opaque("replaced").as_deref(), Some(&b"y"[..]));
-    let deleted = &found[Path::new("dir/deleted")];
-    assert_eq!((deleted.mode & 0o170_000, deleted.device), (0o020_000, (0, 0)));
-    assert_eq!(found[Path::new("stays")].size, 5);
-    let names: Vec<_> = found.keys().map(|path| path.to_str().unwrap()).collect();
-    assert_eq!(names, ["", "dir", "dir/deleted", "dir/kept", "replaced", "stays"]);
+    for format in FORMATS {
+        let options = Options { whiteouts: true, ..of_format(format) };
+        let (layer, _) = image_of_tar(&bytes, options);
+        assert_clean(layer.path());
+        let found = mounted(layer.path(), true, snapshot);
+        let opaque =
+            |path: &str| found[Path::new(path)].xattrs.get("trusted.overlay.opaque").cloned();
+        assert_eq!(opaque("dir").as_deref(), Some(&b"y"[..]));
+        assert_eq!(opaque("replaced").as_deref(), Some(&b"y"[..]));
+        let deleted = &found[Path::new("dir/deleted")];
+        assert_eq!((deleted.mode & 0o170_000, deleted.device), (0o020_000, (0, 0)));
+        assert_eq!(found[Path::new("stays")].size, 5);
+        let names: Vec<_> = found.keys().map(|path| path.to_str().unwrap()).collect();
+        assert_eq!(names, ["", "dir", "dir/deleted", "dir/kept", "replaced", "stays"]);
+    }
 }
 
 #[test]

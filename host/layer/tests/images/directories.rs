@@ -7,11 +7,13 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use linkspan_layer::{Error, Options, Problem, vhd};
+use linkspan_layer::{Error, LayerBuilder, Options, Problem, vhd};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, makedev, mknodat, setxattr};
 use tempfile::TempDir;
 
-use crate::inspect::{assert_clean, assert_same, image, image_of_directory, mounted, snapshot};
+use crate::inspect::{
+    FORMATS, assert_clean, assert_same, image, image_of_directory, mounted, of_format, snapshot,
+};
 
 /// One of everything a directory can hold.
 fn one_of_everything() -> TempDir {
@@ -110,14 +112,16 @@ fn attributes(root: &Path) {
 }
 
 #[test]
-fn one_of_everything_survives() {
+fn one_of_everything_survives_in_either_format() {
     let tree = one_of_everything();
-    let (out, summary) = image_of_directory(tree.path());
-    assert!(summary.bytes < 40 << 20, "holes stay holes: {summary:?}");
-    assert_clean(out.path());
     let expected = snapshot(tree.path());
-    let found = mounted(out.path(), true, snapshot);
-    assert_same(&expected, &found);
+    for format in FORMATS {
+        let fill = |builder: &mut LayerBuilder<'_>| builder.add_directory(tree.path());
+        let (out, summary) = image(of_format(format), fill).unwrap();
+        assert!(summary.bytes < 40 << 20, "holes stay holes: {summary:?}");
+        assert_clean(out.path());
+        assert_same(&expected, &mounted(out.path(), true, snapshot));
+    }
 }
 
 #[test]
@@ -135,14 +139,17 @@ fn hundred_thousand_files_in_one_directory_survive() {
     for number in 0..100_000 {
         fs::write(tree.path().join(format!("file number {number}")), number.to_string()).unwrap();
     }
-    let (out, _) = image_of_directory(tree.path());
-    assert_clean(out.path());
-    let names = mounted(out.path(), true, |root| {
-        let last = fs::read_to_string(root.join("file number 99999")).unwrap();
-        assert_eq!(last, "99999");
-        root.read_dir().unwrap().count()
-    });
-    assert_eq!(names, 100_000);
+    for format in FORMATS {
+        let fill = |builder: &mut LayerBuilder<'_>| builder.add_directory(tree.path());
+        let (out, _) = image(of_format(format), fill).unwrap();
+        assert_clean(out.path());
+        let names = mounted(out.path(), true, |root| {
+            let last = fs::read_to_string(root.join("file number 99999")).unwrap();
+            assert_eq!(last, "99999");
+            root.read_dir().unwrap().count()
+        });
+        assert_eq!(names, 100_000);
+    }
 }
 
 #[test]
@@ -167,9 +174,13 @@ fn more_subdirectories_than_links_can_count_are_possible() {
 #[test]
 fn same_directory_gives_the_same_bytes() {
     let tree = one_of_everything();
-    let (first, _) = image_of_directory(tree.path());
-    let (second, _) = image_of_directory(tree.path());
-    assert!(fs::read(first.path()).unwrap() == fs::read(second.path()).unwrap());
+    for format in FORMATS {
+        let options = Options { verity: Some(Default::default()), ..of_format(format) };
+        let fill = |builder: &mut LayerBuilder<'_>| builder.add_directory(tree.path());
+        let (first, _) = image(options.clone(), fill).unwrap();
+        let (second, _) = image(options, fill).unwrap();
+        assert!(fs::read(first.path()).unwrap() == fs::read(second.path()).unwrap());
+    }
 }
 
 #[test]

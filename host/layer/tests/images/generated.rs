@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use linkspan_layer::Options;
+use linkspan_layer::Format;
 use proptest::prelude::*;
 use proptest::test_runner::{TestError, TestRunner};
 
-use crate::inspect::{assert_clean, image_of_tar, mounted, snapshot};
+use crate::inspect::{assert_clean, image_of_tar, mounted, of_format, snapshot};
 
 #[derive(Debug, Clone)]
 enum Kind {
@@ -131,9 +131,9 @@ fn to_tar(tree: &BTreeMap<PathBuf, Entry>) -> Vec<u8> {
 }
 
 /// Fails with a line about each difference.
-fn check(tree: &BTreeMap<PathBuf, Entry>) -> Result<(), String> {
+fn check(tree: &BTreeMap<PathBuf, Entry>, format: Format) -> Result<(), String> {
     let bytes = to_tar(tree);
-    let (out, _) = image_of_tar(&bytes, Options::default());
+    let (out, _) = image_of_tar(&bytes, of_format(format));
     assert_clean(out.path());
     let (found, contents) = mounted(out.path(), true, |root| {
         let files = tree.iter().filter(|(_, entry)| matches!(entry.kind, Kind::File(_)));
@@ -168,8 +168,8 @@ fn check(tree: &BTreeMap<PathBuf, Entry>) -> Result<(), String> {
 }
 
 /// A panic would stand far above the tree that proptest prints; the reason comes last as well.
-fn checked(tree: &BTreeMap<PathBuf, Entry>) -> Result<(), TestCaseError> {
-    let outcome = std::panic::catch_unwind(|| check(tree));
+fn checked(tree: &BTreeMap<PathBuf, Entry>, format: Format) -> Result<(), TestCaseError> {
+    let outcome = std::panic::catch_unwind(|| check(tree, format));
     let reason = match outcome {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(reason)) => reason,
@@ -181,14 +181,23 @@ fn checked(tree: &BTreeMap<PathBuf, Entry>) -> Result<(), TestCaseError> {
     Err(TestCaseError::fail(reason))
 }
 
-#[test]
-fn any_tree_survives_and_is_clean() {
+fn run(format: Format) {
     // More of them: PROPTEST_CASES=2000 cargo test -p linkspan-layer any_tree
     let cases = std::env::var("PROPTEST_CASES").map_or(40, |cases| cases.parse().unwrap());
     let mut runner = TestRunner::new(ProptestConfig::with_cases(cases));
-    match runner.run(&tree(), |tree| checked(&tree)) {
+    match runner.run(&tree(), |tree| checked(&tree, format)) {
         Ok(()) => {}
         Err(TestError::Fail(reason, tree)) => panic!("{tree:#?}\nThe tree above fails: {reason}"),
         Err(TestError::Abort(reason)) => panic!("{reason}"),
     }
+}
+
+#[test]
+fn any_tree_survives_and_is_clean() {
+    run(Format::Ext4);
+}
+
+#[test]
+fn any_tree_survives_as_erofs_and_is_clean() {
+    run(Format::Erofs);
 }

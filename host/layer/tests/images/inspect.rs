@@ -1,4 +1,4 @@
-//! e2fsck, kernel mounts, and the comparison of trees.
+//! Checkers, kernel mounts, and the comparison of trees.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -9,10 +9,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use linkspan_layer::{Error, LayerBuilder, Options, Summary};
+use linkspan_layer::{Error, Format, LayerBuilder, Options, Summary};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::{NamedTempFile, TempDir};
+
+/// Either file system.
+pub(crate) const FORMATS: [Format; 2] = [Format::Ext4, Format::Erofs];
+
+pub(crate) fn of_format(format: Format) -> Options {
+    Options { format, ..Options::default() }
+}
 
 pub(crate) fn image_of_directory(source: &Path) -> (NamedTempFile, Summary) {
     image(Options::default(), |builder| builder.add_directory(source)).expect("build the image")
@@ -34,9 +41,19 @@ pub(crate) fn image(
     Ok((out, summary))
 }
 
-/// Fails unless e2fsck is there and finds nothing to mend.
+/// The file system's checker finds nothing to mend.
 pub(crate) fn assert_clean(image: &Path) {
-    run(Command::new("e2fsck").arg("-fn").arg(image));
+    match file_system(image) {
+        "erofs" => run(Command::new("fsck.erofs").arg(image)),
+        _ => run(Command::new("e2fsck").arg("-fn").arg(image)),
+    };
+}
+
+fn file_system(image: &Path) -> &'static str {
+    let mut magic = [0; 4];
+    std::os::unix::fs::FileExt::read_exact_at(&File::open(image).unwrap(), &mut magic, 1024)
+        .unwrap();
+    if magic == [0xe2, 0xe1, 0xf5, 0xe0] { "erofs" } else { "ext4" }
 }
 
 /// Lets `look` see an image mounted, in a mount name space of its own.
@@ -55,7 +72,7 @@ pub(crate) fn mounted<T: Send>(
         let target = TempDir::new().unwrap();
         let options = if read_only { "loop,ro" } else { "loop" };
         run(Command::new("mount")
-            .args(["-t", "ext4", "-o", options])
+            .args(["-t", file_system(image), "-o", options])
             .arg(image)
             .arg(target.path()));
         let seen = look(target.path());

@@ -6,3 +6,4 @@ mod generated;
 mod hostile;
 mod inspect;
 mod scratch;
+mod verity;

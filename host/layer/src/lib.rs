@@ -29,6 +29,7 @@ mod compression;
 mod copy;
 #[cfg(feature = "convert")]
 mod detect;
+#[cfg(feature = "convert")]
 mod erofs;
 mod error;
 mod ext4;
@@ -42,7 +43,6 @@ mod sparse;
 #[cfg(feature = "convert")]
 mod tar_stream;
 mod tree;
-#[cfg(feature = "convert")]
 pub mod verity;
 pub mod vhd;
 #[cfg(feature = "convert")]

@@ -62,6 +62,8 @@ pub(crate) struct Container {
     kind: Kind,
     /// Where its pod's files are.
     pod_root: PathBuf,
+    /// The network namespace that it has claimed.
+    network: Option<String>,
     /// What its processes are confined by.
     filter: Option<Filter>,
     init: Rc<Process>,
@@ -193,6 +195,9 @@ impl Container {
 
     async fn remove(&self, uvm: &Uvm) -> Result<()> {
         let deleted = uvm.runtime.run(Job::Delete { id: self.id.clone() }, None).await;
+        if let Some(network) = &self.network {
+            uvm.networks.release(network).await;
+        }
         let (bundle, scratch) = (self.bundle.clone(), self.scratch.clone());
         let pod_root = matches!(self.kind, Kind::Sandbox { .. }).then(|| self.pod_root.clone());
         let removed = blocking(move || {

@@ -30,6 +30,7 @@ pub mod log;
 pub mod loopback;
 mod modules;
 mod mountinfo;
+mod network;
 mod process;
 mod reaper;
 mod relay;

@@ -60,6 +60,10 @@ pub(crate) async fn modify(uvm: &Uvm, target: &ContainerId, request: ModifyReque
         (Resource::VpciDevice(device), ModifyType::Add) => {
             uvm.devices.pci(&device.vmbus_guid).await.map(drop)
         }
+        (Resource::Network(adapter), ModifyType::Add) => {
+            uvm.networks.add(&uvm.devices, adapter).await
+        }
+        (Resource::Network(adapter), ModifyType::Remove) => uvm.networks.remove(adapter).await,
         (Resource::ContainerConstraints(_), _) => Err(Error::NoContainer(target.to_string())),
         (resource, modify) => {
             Err(Error::NotSupported(format!("{} of {}", modify.as_str(), resource.name())))

@@ -34,6 +34,8 @@ pub(crate) enum Job {
         bundle: PathBuf,
         console: Option<PathBuf>,
         confinement: Option<Confinement>,
+        /// Bring the loopback interface of its network namespace up.
+        loopback: bool,
     },
     /// Let the init run.
     Start { id: String },

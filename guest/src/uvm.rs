@@ -12,6 +12,7 @@ use linkspan_protocol::message::Notification;
 use tokio::sync::{mpsc, watch};
 
 use crate::container::{Container, Pods};
+use crate::network::Networks;
 use crate::process::Process;
 use crate::reaper::Reaper;
 use crate::runtime::Runtime;
@@ -26,6 +27,7 @@ pub(crate) struct Uvm {
     pub(crate) devices: Devices,
     pub(crate) mounted: Mounted,
     pub(crate) pods: Pods,
+    pub(crate) networks: Networks,
     /// Prefix of all containers' cgroups, such as `/pods`.
     pub(crate) cgroup: PathBuf,
     /// What waits to be said to the host.
@@ -61,7 +63,8 @@ impl Uvm {
         notifications: mpsc::UnboundedSender<Notification>,
         ready: watch::Receiver<bool>,
     ) -> Self {
-        let (reaper, mounted, pods, negotiated, containers, external) = Default::default();
+        let (reaper, mounted, pods, networks, negotiated, containers, external) =
+            Default::default();
         Self {
             host,
             runtime,
@@ -69,6 +72,7 @@ impl Uvm {
             devices,
             mounted,
             pods,
+            networks,
             cgroup,
             notifications,
             ready,
@@ -144,6 +148,7 @@ impl Uvm {
             })
             .collect();
         containers.extend(self.pods.describe());
+        containers.extend(self.networks.describe());
         containers.sort();
         text.extend(containers);
         for pid in self.external.borrow().keys() {

@@ -44,9 +44,18 @@ impl Bundle {
 
     /// Whether the kernel ends all of it together with its init.
     pub(super) fn owns_pid_namespace(&self) -> bool {
+        self.owns_namespace("pid")
+    }
+
+    /// Whether it has a network that nobody has set up.
+    pub(super) fn owns_network_namespace(&self) -> bool {
+        self.owns_namespace("network")
+    }
+
+    fn owns_namespace(&self, kind: &str) -> bool {
         self.spec["linux"]["namespaces"].as_array().is_some_and(|all| {
             all.iter()
-                .any(|one| one["type"] == "pid" && one["path"].as_str().is_none_or(str::is_empty))
+                .any(|one| one["type"] == kind && one["path"].as_str().is_none_or(str::is_empty))
         })
     }
 

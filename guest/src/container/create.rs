@@ -53,7 +53,7 @@ pub(crate) async fn create(
     let Prepared { cgroup, pod_root, .. } = &prepared;
     let (cgroup, pod_root) = (cgroup.clone(), pod_root.clone());
     let supervised = cgroup.clone();
-    let outcome = finish(uvm, &kind, &prepared, &init, &mut pipes);
+    let outcome = finish(uvm, &kind, &prepared, &init, &mut pipes).await;
     // Whatever becomes of it, its exit has to be heard of.
     init.supervise(SignalCode::Shell, async move || {
         // What the kernel does for a container with a pid namespace of its own.
@@ -64,9 +64,12 @@ pub(crate) async fn create(
     if let Err(error) = outcome {
         let _ = init.signal(9);
         let _ = uvm.runtime.run(Job::Delete { id: id.to_owned() }, None).await;
+        if let Some(claim) = &prepared.claim {
+            uvm.networks.release(claim.key()).await;
+        }
         return Err(error);
     }
-    prepared.keep();
+    let network = prepared.keep();
     let container = Rc::new(Container {
         id: id.to_owned(),
         activity_id: envelope.activity_id.clone(),
@@ -76,6 +79,7 @@ pub(crate) async fn create(
         cgroup,
         kind,
         pod_root,
+        network,
         filter,
         init: Rc::clone(&init),
         unstarted: RefCell::new(Some(pipes)),
@@ -89,7 +93,7 @@ pub(crate) async fn create(
 }
 
 /// What is done once the init is there and before it runs.
-fn finish(
+async fn finish(
     uvm: &Uvm,
     kind: &Kind,
     prepared: &Prepared<'_>,
@@ -100,6 +104,11 @@ fn finish(
         && let Some(pipes) = pipes
     {
         tee::insert(pipes, &prepared.pod_root.join(pod::LOGS), file)?;
+    }
+    if let Some(claim) = &prepared.claim {
+        let pid = (!prepared.host_network).then(|| init.pid());
+        let resolv_conf = prepared.resolv_conf.clone();
+        uvm.networks.connect(&uvm.devices, claim.key(), pid, resolv_conf).await?;
     }
     if let Kind::Sandbox { pod, .. } = kind {
         uvm.pods.fill(pod, init);
@@ -128,6 +137,7 @@ async fn make(
         bundle: directory,
         console: console.as_ref().map(|console| console.path().to_owned()),
         confinement,
+        loopback: bundle.owns_network_namespace(),
     };
     let stdio = pipes.as_ref().and_then(Pipes::theirs);
     let pid = uvm.runtime.run(job, stdio).await?;

@@ -17,6 +17,7 @@ use super::bundle::{Bundle, list};
 use super::kind::Kind;
 use super::pod::{self, Membership};
 use super::{assigned, devices, limits, mounts, namespaces, network_files, tee, user};
+use crate::network::Claim;
 use crate::storage::{Made, make_directory};
 use crate::uvm::Uvm;
 use crate::{Error, Result, cgroup};
@@ -27,6 +28,11 @@ pub(super) struct Prepared<'a> {
     pod_directories: Option<PodDirectories>,
     files: Files,
     made: Vec<Made>,
+    /// Its network namespace, as hosts name it.
+    pub(super) claim: Option<Claim<'a>>,
+    /// Follows the adapters.
+    pub(super) resolv_conf: Option<PathBuf>,
+    pub(super) host_network: bool,
     /// From the root of the hierarchy.
     pub(super) cgroup: PathBuf,
     /// Where the pod's files are; a standalone container's own.
@@ -43,7 +49,8 @@ struct Files(Vec<PathBuf>);
 struct PodDirectories(PathBuf);
 
 impl Prepared<'_> {
-    pub(super) fn keep(self) {
+    /// Keeps it all. Returns the id of the network namespace.
+    pub(super) fn keep(self) -> Option<String> {
         if let Some(membership) = self.membership {
             membership.keep();
         }
@@ -53,6 +60,7 @@ impl Prepared<'_> {
         let mut files = self.files;
         files.0.clear();
         self.made.into_iter().for_each(Made::keep);
+        self.claim.map(Claim::keep)
     }
 }
 
@@ -89,6 +97,9 @@ pub(super) async fn prepare<'a>(
         pod_directories: None,
         files: Files(vec![directory.join("config.json")]),
         made: Vec::new(),
+        claim: None,
+        resolv_conf: None,
+        host_network: asks_for_host_network(&bundle.spec),
         cgroup: match kind.pod() {
             Some(pod) => uvm.cgroup.join(pod).join(id),
             None => uvm.cgroup.join(id),
@@ -98,10 +109,12 @@ pub(super) async fn prepare<'a>(
     };
     let hostname = bundle.spec["hostname"].as_str().unwrap_or_default().to_owned();
     match kind {
-        Kind::Sandbox { pod, root, .. } => {
+        Kind::Sandbox { pod, root, is_virtual } => {
             let hostname = network_files::hostname(&hostname)?;
-            let host_network = asks_for_host_network(&bundle.spec);
-            check_network(&bundle.spec)?;
+            let host_network = prepared.host_network;
+            prepared.claim = claim_for_sandbox(uvm, id, &bundle.spec, *is_virtual)?;
+            let resolv_conf = resolv_conf(uvm, prepared.claim.as_ref())?;
+            prepared.resolv_conf = Some(root.join("resolv.conf"));
             prepared.membership = Some(uvm.pods.found(pod, id, root, host_network)?);
             prepared.pod_root.clone_from(root);
             prepared.made.push(make_directory(root, 0o755)?);
@@ -109,7 +122,7 @@ pub(super) async fn prepare<'a>(
             pod::make_directories(root)?;
             for name in network_files::NAMES {
                 prepared.files.0.push(root.join(name));
-                network_files::write(root, name, &hostname, "")?;
+                network_files::write(root, name, &hostname, &resolv_conf)?;
             }
             cgroup::make(&uvm.cgroup.join(pod));
             if host_network {
@@ -134,12 +147,21 @@ pub(super) async fn prepare<'a>(
         Kind::Standalone => {
             let hostname = network_files::hostname(&hostname)?;
             prepared.made.push(make_directory(&directory, 0o755)?);
+            let namespace = network_namespace(&bundle.spec);
+            if !namespace.is_empty() {
+                prepared.claim = uvm.networks.claim(&namespace, id, true)?;
+            }
+            let resolv_conf = resolv_conf(uvm, prepared.claim.as_ref())?;
             let files = &mut prepared.files.0;
+            let follows = &mut prepared.resolv_conf;
             network_files::mount(&mut bundle.spec, &directory, |name| {
                 files.push(directory.join(name));
-                network_files::write(&directory, name, &hostname, "")
+                if name == "resolv.conf" {
+                    *follows = Some(directory.join(name));
+                }
+                network_files::write(&directory, name, &hostname, &resolv_conf)
             })?;
-            if asks_for_host_network(&bundle.spec) {
+            if prepared.host_network {
                 namespaces::use_host_network(&mut bundle.spec);
             }
         }
@@ -189,14 +211,29 @@ fn asks_for_host_network(spec: &Value) -> bool {
     Annotations::of(spec).flag(annotations::HOST_NETWORK, false)
 }
 
-/// A sandbox's network has to be there before it.
-fn check_network(spec: &Value) -> Result<()> {
+fn network_namespace(spec: &Value) -> String {
+    spec["windows"]["network"]["networkNamespace"].as_str().unwrap_or_default().to_owned()
+}
+
+/// A sandbox's network has to be there before it, unless it may do without.
+fn claim_for_sandbox<'a>(
+    uvm: &'a Uvm,
+    id: &str,
+    spec: &Value,
+    is_virtual: bool,
+) -> Result<Option<Claim<'a>>> {
     let skip = Annotations::of(spec).get(annotations::SKIP_NETWORK);
-    if skip.is_some_and(|skip| skip.eq_ignore_ascii_case("true")) {
-        return Ok(());
+    let dispensable = is_virtual || skip.is_some_and(|skip| skip.eq_ignore_ascii_case("true"));
+    let namespace = network_namespace(spec);
+    if namespace.is_empty() && dispensable {
+        return Ok(None);
     }
-    let id = spec["windows"]["network"]["networkNamespace"].as_str().unwrap_or_default();
-    Err(Error::NotFound(format!("network namespace {id:?}")))
+    let claim = uvm.networks.claim(&namespace, id, dispensable)?;
+    claim.map(Some).ok_or_else(|| Error::NotFound(format!("network namespace {namespace:?}")))
+}
+
+fn resolv_conf(uvm: &Uvm, claim: Option<&Claim<'_>>) -> Result<String> {
+    claim.map_or(Ok(String::new()), |claim| uvm.networks.resolv_conf(claim.key()))
 }
 
 /// A directory in the container that holds what vouches for the VM.

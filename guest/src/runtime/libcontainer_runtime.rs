@@ -20,15 +20,19 @@ pub(super) struct Libcontainer;
 impl OciRuntime for Libcontainer {
     fn run(&self, job: Job, stdio: Option<[OwnedFd; 3]>) -> Reply {
         match job {
-            Job::Create { id, bundle, console, confinement } => {
+            Job::Create { id, bundle, console, confinement, loopback } => {
                 fs::create_dir_all(state_root()).map_err(other)?;
-                let container = builder(id, console, stdio, confinement)?
+                let mut container = builder(id, console, stdio, confinement)?
                     .as_init(&bundle)
                     .with_systemd(false)
                     .with_detach(true)
                     .build()
                     .map_err(refusal)?;
                 let pid = container.pid().ok_or_else(|| other("the container has no pid"))?;
+                if loopback && let Err(error) = bring_loopback_up(pid.as_raw()) {
+                    let _ = container.delete(true);
+                    return Err(other(format!("bring the loopback interface up: {error}")));
+                }
                 Ok(u32::try_from(pid.as_raw()).ok())
             }
             Job::Start { id } => {
@@ -95,6 +99,13 @@ fn update(id: &str, resources: &Value) -> Reply {
     };
     manager.apply(&options).map_err(other)?;
     Ok(None)
+}
+
+/// The runtime leaves it down. This worker has nothing more to do: it may stay in there.
+fn bring_loopback_up(pid: i32) -> std::io::Result<()> {
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+    linkspan_guest_sys::bring_up("lo")
 }
 
 fn in_memory(value: &Value) -> std::io::Result<fs::File> {

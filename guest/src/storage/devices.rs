@@ -128,6 +128,15 @@ pub(crate) async fn appear<T>(
     what: &(dyn std::fmt::Display + Sync),
     look: impl Fn() -> Result<Option<T>>,
 ) -> Result<T> {
+    appear_within(APPEARANCE, what, look).await
+}
+
+/// As [`appear`], with another limit.
+pub(crate) async fn appear_within<T>(
+    limit: Duration,
+    what: &(dyn std::fmt::Display + Sync),
+    look: impl Fn() -> Result<Option<T>>,
+) -> Result<T> {
     // Mostly it is there already.
     if let Some(found) = look()? {
         return Ok(found);
@@ -141,8 +150,8 @@ pub(crate) async fn appear<T>(
             events.next().await.context(|| format!("wait for {what}"))?;
         }
     };
-    tokio::time::timeout(APPEARANCE, found).await.unwrap_or_else(|_| {
-        let what = format!("wait {} s for {what} to appear", APPEARANCE.as_secs());
+    tokio::time::timeout(limit, found).await.unwrap_or_else(|_| {
+        let what = format!("wait {} s for {what} to appear", limit.as_secs());
         Err(Error::Io { what, source: io::ErrorKind::TimedOut.into() })
     })
 }

@@ -23,6 +23,7 @@ mod wire_containers;
 mod wire_devices;
 mod wire_frames;
 mod wire_negotiation;
+mod wire_network;
 mod wire_pods;
 mod wire_processes;
 mod wire_requests;

@@ -283,7 +283,10 @@ async fn both_families_and_a_smaller_mtu(connection: &mut Connection<'_>) {
     ] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
-    assert!(!text.contains("fd80::2/64 scope global tentative"), "the address can be used at once: {text}");
+    assert!(
+        !text.contains("fd80::2/64 scope global tentative"),
+        "the address can be used at once: {text}"
+    );
     let ping = sh(connection, id, "ping -6 -c 1 -W 10 fd80::1 >/dev/null; echo $?").await;
     assert_eq!(ping, "0");
     end(connection, id, pid).await;

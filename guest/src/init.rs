@@ -230,6 +230,10 @@ fn load_storage() {
             .any(|device| Path::new("/sys/bus/acpi/devices").join(device).exists());
     load_modules(if hyperv { "hyperv" } else { "virtio" });
     load_modules("storage");
+    // The machine may get persistent memory, and says so once: who comes later is not told again.
+    if Path::new("/sys/bus/acpi/devices/ACPI0012:00").exists() {
+        load_modules("pmem");
+    }
 }
 
 fn load_modules(group: &str) {

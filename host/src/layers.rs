@@ -179,11 +179,11 @@ impl LayerSource {
         }
     }
 
-    /// The disk to attach; an image is made if it is none.
+    /// The disk to attach; an image is made if it is none, of a multiple of `unit` bytes.
     ///
     /// # Errors
     /// [`Error::Layer`] names the layer.
-    pub(crate) fn into_disk(self, progress: &dyn Fn(LayerProgress<'_>)) -> Result<Disk> {
+    pub(crate) fn into_disk(self, unit: u64, progress: &dyn Fn(LayerProgress<'_>)) -> Result<Disk> {
         let (file, size) = match self.form {
             Form::Image(file, size) => (file, size),
             Form::Source | Form::Directory => {
@@ -193,7 +193,8 @@ impl LayerSource {
                     let linkspan_layer::Progress { bytes, total, entries } = done;
                     progress(LayerProgress { path, bytes, total, entries });
                 };
-                let options = linkspan_layer::Options::default();
+                let size_multiple = unit;
+                let options = linkspan_layer::Options { size_multiple, ..Default::default() };
                 let summary = linkspan_layer::build_image(path, &file, options, report)
                     .map_err(|error| layer_error(path, error))?;
                 (file, summary.bytes)

@@ -57,17 +57,25 @@ impl Shared {
 
     async fn mount_layer(&self, source: LayerSource, reporter: Reporter) -> Result<Slot> {
         let (key, verity) = (source.key.clone(), source.verity.clone());
-        let fits_pmem = source.size().is_some_and(|size| self.vmm.fits_pmem(size));
+        let unit = self.vmm.pmem_unit();
+        let fits = source.size().is_none_or(|size| size.is_multiple_of(unit));
+        let may_be_pmem = fits && self.vmm.pmem_slots() > 0;
         let mut source = Some(source);
         loop {
+            // The guest numbers its pieces as they come: the next number is the next to come.
+            let order = match may_be_pmem {
+                true => Some(self.pmem_order.lock().await),
+                false => None,
+            };
             // Before the question, so that no change is missed.
             let changed = self.attachments_changed.notified();
             let era = self.bridge.capabilities().guest_defined_capabilities.linkspan_restarts;
-            let acquired = self.attachments().acquire(&key, fits_pmem, era);
+            let acquired = self.attachments().acquire(&key, may_be_pmem, era);
             let outcome = match (acquired, source.take()) {
                 (Acquired::Use(slot), _) => return Ok(slot),
                 (Acquired::Wait, kept) => {
                     source = kept;
+                    drop(order);
                     changed.await;
                     continue;
                 }
@@ -108,15 +116,26 @@ impl Shared {
         reporter: Reporter,
         verity: Option<VerityInfo>,
     ) -> Result<(), (bool, Error)> {
+        let unit = match slot {
+            Slot::Scsi(_) => 4096,
+            Slot::Pmem(_) => self.vmm.pmem_unit(),
+        };
         let disk = tokio::task::spawn_blocking(move || {
             let report = reporter.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            source.into_disk(&**report)
+            source.into_disk(unit, &**report)
         });
         let disk = disk.await.unwrap_or_else(|panic| Err(Error::Vmm(panic.into())));
         let disk = disk.map_err(|error| (false, error))?;
         let attached = match slot {
             Slot::Scsi(address) => self.vmm.attach_disk(address, disk).await,
-            Slot::Pmem(number) => self.vmm.attach_pmem(number, disk).await,
+            Slot::Pmem(number) => {
+                // The guest notices it only if its drivers are there; they are once it answers.
+                let what = || format!("prepare for {slot}");
+                match self.remove(mount_of(slot, None), what).await {
+                    Ok(()) => self.vmm.attach_pmem(number, disk).await,
+                    Err(error) => Err(error),
+                }
+            }
         };
         attached.map_err(|error| (false, error))?;
         let Err(error) = self.mount(slot, verity).await else { return Ok(()) };

@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     attachments: Mutex<Attachments<LayerKey>>,
     /// Told whenever something has come or gone.
     pub(crate) attachments_changed: Notify,
+    /// Held from the choice of a piece of persistent memory until it is there.
+    pub(crate) pmem_order: tokio::sync::Mutex<()>,
     next_port: AtomicU32,
 }
 
@@ -62,6 +64,7 @@ impl UtilityVm {
         let shared = Shared {
             attachments: Mutex::new(Attachments::new(vmm.pmem_slots())),
             attachments_changed: Notify::new(),
+            pmem_order: tokio::sync::Mutex::default(),
             next_port: AtomicU32::new(port::FIRST_STDIO),
             name,
             vmm,

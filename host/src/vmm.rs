@@ -130,12 +130,13 @@ pub trait Vmm: Send + Sync + fmt::Debug {
         0
     }
 
-    /// Whether a disk of so many bytes can be persistent memory.
-    fn fits_pmem(&self, _size: u64) -> bool {
-        false
+    /// A piece of it has a multiple of so many bytes.
+    fn pmem_unit(&self) -> u64 {
+        4096
     }
 
     /// Puts a read-only disk into the guest's memory, from where it cannot be taken away again.
+    /// Numbers have to come in their order.
     async fn attach_pmem(&self, number: u32, _disk: Disk) -> Result<()> {
         let reason = format!("{number}: the {} backend has none", self.backend());
         Err(crate::Error::Option { option: "persistent memory", reason })

@@ -34,6 +34,7 @@ pub enum Backend {
 /// | [`backend`](Self::backend) | QEMU |
 /// | [`image`](Self::image) | none: a kernel and an initrd (QEMU), or an agent (loopback), is needed |
 /// | [`memory_mib`](Self::memory_mib) | 512 |
+/// | [`pmem`](Self::pmem) | 0 pieces |
 /// | [`cpus`](Self::cpus) | 2 |
 /// | [`accel`](Self::accel) | KVM where it works |
 /// | [`boot_timeout`](Self::boot_timeout) | 60 s |
@@ -46,6 +47,7 @@ pub struct Builder {
     initrd: Option<PathBuf>,
     agent: Option<PathBuf>,
     memory_mib: u32,
+    pmem: u32,
     cpus: u32,
     accel: Accel,
     boot_timeout: Duration,
@@ -66,6 +68,7 @@ impl Builder {
             initrd: None,
             agent: None,
             memory_mib: 512,
+            pmem: 0,
             cpus: 2,
             accel: Accel::Auto,
             boot_timeout: Duration::from_secs(60),
@@ -117,6 +120,15 @@ impl Builder {
     /// Memory in MiB.
     pub fn memory_mib(mut self, memory: u32) -> Self {
         self.memory_mib = memory;
+        self
+    }
+
+    /// How many layers may be put into the guest's address space as persistent memory, up to 128.
+    /// They are shared with this host's page cache, and stay until the machine ends. Layers that
+    /// are no images yet, and images whose size is a multiple of 2 MiB, go there as long as there
+    /// is a piece left; all others are SCSI disks. QEMU only.
+    pub fn pmem(mut self, pieces: u32) -> Self {
+        self.pmem = pieces;
         self
     }
 
@@ -251,6 +263,7 @@ impl Builder {
                     initrd,
                     kernel_arguments: kernel_args,
                     memory_mib: self.memory_mib,
+                    pmem: self.pmem,
                     cpus: self.cpus,
                     accel: self.accel,
                     qemu: self.qemu,

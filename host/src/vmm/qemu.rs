@@ -13,6 +13,7 @@
 //! | `console`   | what the guest writes, and how far its boot has come            |
 //! | `vsock`     | the guest's connections: our device, or in `vhost` the kernel's |
 //! | `disks`     | attaching and detaching                                         |
+//! | `pmem`      | attaching persistent memory                                     |
 
 mod arguments;
 mod console;
@@ -20,6 +21,7 @@ mod disks;
 mod error;
 mod kvm;
 mod options;
+mod pmem;
 mod process;
 mod qmp;
 mod vhost;
@@ -67,6 +69,7 @@ pub(crate) struct Qemu {
     console: Console,
     vsock: Arc<Vsock>,
     disks: Disks,
+    pmem: u32,
     told: Arc<AtomicBool>,
     exit: watch::Receiver<Option<VmExit>>,
 }
@@ -99,6 +102,7 @@ impl Qemu {
             initrd: Some(&options.initrd),
             kernel_arguments: &kernel_arguments,
             memory_mib: options.memory_mib,
+            pmem: options.pmem,
             cpus: options.cpus,
             accelerator,
             icount: options.icount,
@@ -154,6 +158,7 @@ impl Qemu {
             description,
             process,
             disks: Disks::new(qmp.clone()),
+            pmem: options.pmem,
             qmp,
             console,
             vsock,
@@ -183,6 +188,18 @@ impl Vmm for Qemu {
 
     async fn detach_disk(&self, address: ScsiAddress) -> Result<()> {
         Ok(self.disks.detach(address).await?)
+    }
+
+    fn pmem_slots(&self) -> u32 {
+        self.pmem
+    }
+
+    fn pmem_unit(&self) -> u64 {
+        pmem::UNIT
+    }
+
+    async fn attach_pmem(&self, number: u32, disk: Disk) -> Result<()> {
+        Ok(pmem::attach(&self.qmp, number, disk).await?)
     }
 
     async fn exited(&self) -> VmExit {

@@ -5,10 +5,14 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use linkspan_host::protocol::message::{ContainerId, ModifySettings};
-use linkspan_host::protocol::resource::{MappedVirtualDisk, ModifyType, ScsiDevice, VerityInfo};
+use linkspan_host::protocol::resource::{
+    MappedVirtualDisk, ModifyType, ScsiDevice, VerityInfo, VpmemDevice, VpmemMapping,
+};
 use linkspan_host::vmm::{Disk, ScsiAddress};
 use linkspan_host::{Error, Layers, ProcessSpec, Stdio, UtilityVm};
-use linkspan_tests::{Backend, GuestState, Vm, append_tree, layer_image, on_both_backends, unique};
+use linkspan_tests::{
+    Backend, GuestState, Vm, append_tree, layer_image, machine, on_both_backends, unique,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -30,6 +34,11 @@ mod qemu_only {
     #[test]
     fn a_flipped_byte_is_an_io_error_in_the_container() {
         shared(Backend::Qemu, super::a_flipped_byte_is_an_io_error_in_the_container);
+    }
+
+    #[test]
+    fn layers_on_persistent_memory() {
+        block_on(super::layers_on_persistent_memory());
     }
 
     #[test]
@@ -233,4 +242,89 @@ async fn an_agent_that_is_killed_leaves_no_devices() {
     vm.vmm().detach_disk(address).await.unwrap();
     assert_eq!(look().await, "0\n");
     vm.terminate().await;
+}
+
+async fn layers_on_persistent_memory() {
+    let uvm = machine("pmem", Backend::Qemu).pmem(3).start().await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    // An image that fits; one that fits and is pinned; an archive, of which one is made; one more
+    // than there is room for.
+    let file = File::open(layer_image()).unwrap();
+    let size = file.metadata().unwrap().len();
+    fs::copy(layer_image(), path("base.ext4")).unwrap();
+    let base = File::options().write(true).open(path("base.ext4")).unwrap();
+    base.set_len(size.next_multiple_of(2 << 20)).unwrap();
+    let pinned = small_layer(&directory, "pinned", "checked\n");
+    let pinned_file = File::options().read(true).write(true).open(&pinned).unwrap();
+    let root = append_tree(&pinned_file)["RootDigest"].as_str().unwrap().to_owned();
+    pinned_file.set_len(2 << 20).unwrap();
+    let content = tempfile::tempdir().unwrap();
+    fs::write(content.path().join("archived"), "from an archive\n").unwrap();
+    let archive = path("layer.tar");
+    let mut builder = tar::Builder::new(File::create(&archive).unwrap());
+    builder.append_dir_all(".", content.path()).unwrap();
+    builder.finish().unwrap();
+    let one_more = small_layer(&directory, "more", "on SCSI\n");
+
+    let layers = || {
+        let layers = Layers::of(path("base.ext4")).layer(&pinned).pin(&root);
+        layers.layer(&archive).layer(&one_more)
+    };
+    for round in 0..2 {
+        let process = ProcessSpec::new(["cat", "/pinned", "/archived", "/more"]);
+        let container = uvm.container(unique("pmem"), layers()).process(process);
+        let container = container.create().await.unwrap();
+        let script = "/bin/busybox grep -c '/run/layers/p[0-9] ext4 ro' /proc/mounts; /bin/busybox ls /dev | /bin/busybox grep pmem";
+        let output = uvm.command("/bin/busybox").args(["sh", "-c", script]).output().await.unwrap();
+        let devices = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(devices, "3\npmem0\npmem1\npmem2\n", "round {round}");
+        let child = container.start(Stdio::OUTPUT).await.unwrap();
+        let output = child.wait_with_output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(said, "checked\nfrom an archive\non SCSI\n", "round {round}");
+        container.delete().await.unwrap();
+        // They stay, and are used again; nothing is mounted meanwhile.
+        let left = "/bin/busybox grep -c '/run/layers/\\|/run/mounts/' /proc/mounts; true";
+        let output = uvm.command("/bin/busybox").args(["sh", "-c", left]).output().await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n");
+    }
+    let other = format!("{}{}", if root.starts_with('0') { "1" } else { "0" }, &root[1..]);
+    let refused = Layers::of(path("base.ext4")).layer(&pinned).pin(&other);
+    let error = uvm.container("other", refused).create().await.unwrap_err().to_string();
+    assert!(error.contains("do not match the root hash"), "{error}");
+
+    // Parts of a piece, as hosts on Windows ask for them.
+    let part = |offset, size, path: &str| VpmemDevice {
+        device_number: 0,
+        mount_path: path.to_owned(),
+        mapping_info: Some(VpmemMapping {
+            device_offset_in_bytes: offset,
+            device_size_in_bytes: size,
+        }),
+        verity_info: None,
+    };
+    let modify = async |kind, device: VpmemDevice| {
+        let request = ModifySettings::new(kind, device.into());
+        uvm.request(&ContainerId::uvm(), &request).await
+    };
+    let whole = part(0, size, "/run/layers/part");
+    modify(ModifyType::Add, whole.clone()).await.unwrap();
+    let look = [
+        "sh",
+        "-c",
+        "/bin/busybox cat /sys/block/dm-*/dm/name; /bin/busybox ls -d /run/layers/part/bin/busybox",
+    ];
+    let output = uvm.command("/bin/busybox").args(look).output().await.unwrap();
+    let expected = format!("dm-linear-pmem0-0-{size}\n/run/layers/part/bin/busybox\n");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    modify(ModifyType::Remove, whole).await.unwrap();
+    for (offset, size, part_of) in
+        [(100, 4096, "DeviceOffsetInBytes: 100"), (0, 1 << 40, "DeviceSizeInBytes: 1099511627776")]
+    {
+        let error = modify(ModifyType::Add, part(offset, size, "/run/layers/bad")).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(part_of), "{error}");
+    }
+    uvm.terminate().await;
 }

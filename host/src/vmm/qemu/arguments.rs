@@ -9,6 +9,10 @@ use super::error::QemuError;
 /// SCSI controllers of a machine.
 pub(super) const CONTROLLERS: u8 = 4;
 
+/// Addresses that are set aside for persistent memory, if there is to be any, in MiB. They are just
+/// numbers until something is there.
+const PMEM_MIB: u64 = 256 << 10;
+
 /// What runs the guest's instructions. Decided, unlike [`Accel`](super::Accel).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Accelerator {
@@ -42,6 +46,8 @@ pub(super) struct Machine<'a> {
     pub(super) initrd: Option<&'a Path>,
     pub(super) kernel_arguments: &'a [String],
     pub(super) memory_mib: u32,
+    /// Pieces of persistent memory that may be added.
+    pub(super) pmem: u32,
     pub(super) cpus: u32,
     pub(super) accelerator: Accelerator,
     pub(super) icount: bool,
@@ -61,9 +67,19 @@ impl Machine<'_> {
         }
         line.option("-display", "none");
         line.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny");
-        line.option("-M", "q35,hpet=off,usb=off,smbus=off,vmport=off,sata=off,memory-backend=mem0");
+        let board = "q35,hpet=off,usb=off,smbus=off,vmport=off,sata=off,memory-backend=mem0";
         let memory = self.memory_mib;
-        line.option("-m", format!("{memory}M"));
+        match self.pmem {
+            0 => {
+                line.option("-M", board);
+                line.option("-m", format!("{memory}M"));
+            }
+            slots => {
+                line.option("-M", format!("{board},nvdimm=on"));
+                let most = u64::from(memory) + PMEM_MIB;
+                line.option("-m", format!("{memory}M,slots={slots},maxmem={most}M"));
+            }
+        }
         line.option("-object", format!("memory-backend-memfd,id=mem0,size={memory}M,share=on"));
         line.option("-smp", self.cpus.to_string());
         match (self.accelerator, self.icount) {
@@ -166,6 +182,7 @@ mod tests {
             initrd: Some(Path::new("/boot/initrd")),
             kernel_arguments: &[],
             memory_mib: 512,
+            pmem: 0,
             cpus: 2,
             accelerator,
             icount: false,
@@ -220,6 +237,15 @@ mod tests {
         let kernel = VsockArguments::Kernel { device: 11, cid: 4 };
         let line = line(&machine(Accelerator::Kvm, kernel));
         assert!(line.contains("-device vhost-vsock-pci,vhostfd=11,guest-cid=4"), "{line}");
+    }
+
+    #[test]
+    fn persistent_memory_has_room_only_if_it_is_wanted() {
+        let user = VsockArguments::User { socket: 9 };
+        let without = line(&machine(Accelerator::Kvm, user));
+        assert!(without.contains("-m 512M ") && !without.contains("nvdimm"), "{without}");
+        let with = line(&Machine { pmem: 8, ..machine(Accelerator::Kvm, user) });
+        assert!(with.contains(",nvdimm=on ") && with.contains("-m 512M,slots=8,maxmem=262656M "));
     }
 
     #[test]

@@ -115,6 +115,17 @@ pub enum QemuError {
         /// Why not.
         source: io::Error,
     },
+    /// There cannot be persistent memory of that number.
+    #[error("attach persistent memory {number}: {problem}")]
+    Pmem {
+        /// Which piece.
+        number: u32,
+        /// Why not.
+        problem: String,
+    },
+    /// More pieces of persistent memory than a machine takes.
+    #[error("pmem: {0} pieces are more than the {most} that a machine takes", most = super::pmem::MOST)]
+    PmemSlots(u32),
     /// There is no disk to take away.
     #[error("detach the disk at {0}: there is none")]
     NoDisk(ScsiAddress),

@@ -84,6 +84,7 @@ async fn probe(
         initrd: None,
         kernel_arguments: &arguments.map(str::to_owned),
         memory_mib: 128,
+        pmem: 0,
         cpus: 1,
         accelerator,
         icount: false,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::arguments::Accelerator;
 use super::error::QemuError;
-use super::kvm;
+use super::{kvm, pmem};
 
 /// What runs the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -34,6 +34,8 @@ pub(crate) struct QemuOptions {
     pub kernel_arguments: Vec<String>,
     /// 64 to 1,048,576 MiB.
     pub memory_mib: u32,
+    /// Pieces of persistent memory that may be added while it runs, up to 128.
+    pub pmem: u32,
     /// 1 to 255.
     pub cpus: u32,
     /// KVM or not.
@@ -65,6 +67,7 @@ impl QemuOptions {
             initrd: initrd.into(),
             kernel_arguments: Vec::new(),
             memory_mib: 512,
+            pmem: 0,
             cpus: 1,
             accel: Accel::Auto,
             qemu: None,
@@ -83,6 +86,9 @@ impl QemuOptions {
         }
         if !(1..=255).contains(&self.cpus) {
             return Err(QemuError::Cpus(self.cpus));
+        }
+        if self.pmem > pmem::MOST {
+            return Err(QemuError::PmemSlots(self.pmem));
         }
         if self.icount && self.cpus != 1 {
             return Err(QemuError::Icount("several processors"));
@@ -194,6 +200,8 @@ mod tests {
             let text = message(&QemuOptions { cpus, ..good.clone() });
             assert!(text.contains(&cpus.to_string()) && text.contains("255"), "{text}");
         }
+        let text = message(&QemuOptions { pmem: 129, ..good.clone() });
+        assert!(text.contains("129") && text.contains("128"), "{text}");
         assert!(message(&QemuOptions { icount: true, cpus: 2, ..good.clone() }).contains("icount"));
         let missing = QemuOptions { initrd: base.path().join("nothing"), ..good.clone() };
         assert!(message(&missing).contains("initrd") && message(&missing).contains("nothing"));

@@ -16,7 +16,7 @@ use linkspan_host::protocol::resource::{
 };
 use linkspan_host::protocol::{JsonString, port};
 use linkspan_host::vmm::{Accept, Disk, ScsiAddress};
-use linkspan_host::{Accel, UtilityVm};
+use linkspan_host::{Accel, Builder, UtilityVm};
 use linkspan_initrd::{ImageBuilder, KernelPackage, Modules, PackageCache};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -27,10 +27,11 @@ pub(crate) struct Bench {
     directory: TempDir,
     image: PathBuf,
     kernel_package: PathBuf,
+    kernel_args: Vec<String>,
 }
 
 impl Bench {
-    pub(crate) fn prepare(image: &Path, busybox: &Path) -> Result<Self> {
+    pub(crate) fn prepare(image: &Path, busybox: &Path, kernel_args: &[String]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let cache = PackageCache::for_user()?;
         let package = cache.fetch(PackageCache::DEFAULT_PACKAGE, &mut |_| {})?.path;
@@ -49,14 +50,17 @@ impl Bench {
         std::fs::copy(busybox, root.join("bin/busybox"))
             .with_context(|| format!("copy {}", busybox.display()))?;
         let image = directory.path().join("image");
-        Ok(Self { directory, image, kernel_package: package })
+        Ok(Self { directory, image, kernel_package: package, kernel_args: kernel_args.to_vec() })
+    }
+
+    fn builder(&self, name: &str, image: &Path) -> Builder {
+        let builder = UtilityVm::builder(name).image(image);
+        self.kernel_args.iter().fold(builder, |builder, arg| builder.kernel_arg(arg))
     }
 
     pub(crate) async fn start(&self, accel: Accel, count: bool) -> Result<UtilityVm> {
-        let mut builder = UtilityVm::builder("bench")
-            .image(&self.image)
-            .accel(accel)
-            .boot_timeout(Duration::from_secs(120));
+        let mut builder =
+            self.builder("bench", &self.image).accel(accel).boot_timeout(Duration::from_secs(120));
         if count {
             builder = builder.cpus(1).count_instructions();
         }
@@ -70,8 +74,8 @@ impl Bench {
         ImageBuilder::new(&kernel, floor).vmlinux(true).build(&out, &mut |_| {})?;
         let sockets = self.directory.path().join("floor-vsock");
         let listener = Listener::bind(&Local::HybridHost { path: sockets.clone() }, port::BRIDGE)?;
-        let machine = UtilityVm::builder("floor")
-            .image(&out)
+        let machine = self
+            .builder("floor", &out)
             .accel(Accel::Tcg)
             .cpus(1)
             .count_instructions()

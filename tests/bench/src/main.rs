@@ -35,6 +35,10 @@ struct Arguments {
     /// Megabytes moved for a rate.
     #[arg(long, default_value_t = 128)]
     megabytes: u64,
+    /// Another argument for the utility VMs' kernel, such as `init_on_alloc=1`; may be given more
+    /// than once.
+    #[arg(long, value_name = "ARG")]
+    kernel_arg: Vec<String>,
     /// Write the figures to this file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -66,7 +70,7 @@ impl Arguments {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let bench = Bench::prepare(&arguments.image, &arguments.busybox)?;
+    let bench = Bench::prepare(&arguments.image, &arguments.busybox, &arguments.kernel_arg)?;
     let mut report = Report::default();
     report.size("initrd", std::fs::metadata(arguments.image.join("initrd"))?.len(), 8_920_000, 0.5);
     if let Some(floor) = arguments.floor.as_ref().filter(|_| arguments.wants(Part::Boot)) {

@@ -26,7 +26,7 @@ struct Arguments {
     /// Directory with vmlinux, initrd and agent.
     #[arg(long, env = "LINKSPAN_IMAGE", default_value = "target/linkspan/image")]
     image: PathBuf,
-    /// The static program of the floor (`floor`, built as the agent is).
+    /// The static program of the floor (`linkspan-floor`, built as the agent is).
     #[arg(long, env = "LINKSPAN_FLOOR")]
     floor: Option<PathBuf>,
     /// A static busybox.

@@ -30,9 +30,7 @@ pub(crate) fn run(
     steps.run("build linkspan", || workspace.build_cli())?;
     rootfs::run(workspace, steps)?;
     steps.run("build the floor", || {
-        image::static_build(workspace)
-            .args(["-p", "linkspan-bench", "--bin", "floor", "--release"])
-            .run()
+        image::static_build(workspace).args(["-p", "linkspan-floor", "--release"]).run()
     })?;
     steps.run("measure", || {
         let program = ["run", "--release", "-p", "linkspan-bench", "--bin", "linkspan-bench", "--"];

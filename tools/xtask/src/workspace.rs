@@ -64,7 +64,7 @@ impl Workspace {
 
     /// The least that can answer a host, once it is built.
     pub(crate) fn floor(&self) -> PathBuf {
-        self.target.join(GUEST_TARGET).join("release/floor")
+        self.target.join(GUEST_TARGET).join("release/linkspan-floor")
     }
 
     /// The command-line tool, once it is built.

@@ -93,7 +93,9 @@ impl Machine<'_> {
                 // TCG runs `rep movsb` byte by byte: without these two the guest does not use it.
                 line.option("-cpu", "max,erms=off,fsrm=off");
                 if icount {
-                    line.option("-icount", "shift=0,sleep=off");
+                    // An idle guest's clock keeps real time: run ahead, it would let the agent's
+                    // deadlines pass while a disk is still being read.
+                    line.option("-icount", "shift=0,sleep=on");
                 }
             }
         }
@@ -228,7 +230,7 @@ mod tests {
         let counted = Machine { icount: true, cpus: 1, ..machine(Accelerator::Tcg, user) };
         let counted = line(&counted);
         assert!(
-            counted.contains("tcg,thread=single") && counted.contains("-icount shift=0,sleep=off")
+            counted.contains("tcg,thread=single") && counted.contains("-icount shift=0,sleep=on")
         );
     }
 

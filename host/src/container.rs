@@ -1,6 +1,7 @@
 //! Containers.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::error::Context;
 use crate::layers::{LayerPlan, LayerProgress, Layers};
+use crate::network::UserNetwork;
 use crate::process::{self, Child, Command, ProcessHandle, Start, Stdio};
 use crate::spec::container_document;
 use crate::undo::{Step, Undo};
@@ -31,6 +33,7 @@ pub struct ContainerBuilder {
     process: ProcessSpec,
     spec: Option<Value>,
     hostname: Option<String>,
+    network: bool,
     progress: Box<dyn Fn(LayerProgress<'_>) + Send>,
 }
 
@@ -43,6 +46,7 @@ impl ContainerBuilder {
             process: ProcessSpec::new(["sh"]),
             spec: None,
             hostname: None,
+            network: false,
             progress: Box::new(|_| {}),
         }
     }
@@ -56,6 +60,13 @@ impl ContainerBuilder {
     /// Its host name; the first twelve characters of its id unless told otherwise.
     pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
         self.hostname = Some(hostname.into());
+        self
+    }
+
+    /// Connects it with the utility VM's [network](crate::Builder::user_network), which one
+    /// container at a time can have. Without, it can speak only with itself.
+    pub fn network(mut self, connected: bool) -> Self {
+        self.network = connected;
         self
     }
 
@@ -97,7 +108,7 @@ impl ContainerBuilder {
     }
 
     async fn make(self) -> Result<Container> {
-        let Self { uvm, id, layers, process, spec, hostname, progress } = self;
+        let Self { uvm, id, layers, process, spec, hostname, network, progress } = self;
         check_id(&id)?;
         if spec.is_none() && process.args.first().is_none_or(String::is_empty) {
             let reason = "is empty; give a program to run".to_owned();
@@ -113,6 +124,9 @@ impl ContainerBuilder {
         let mut undo = Undo::default();
         let made = async {
             let reporter = Arc::new(Mutex::new(progress));
+            if network {
+                connect(&uvm, &mut spec, &mut undo).await?;
+            }
             // The guest finds it while the layers are mounted.
             let scratch = uvm.attach(scratch, &mut undo).await?;
             let layers = uvm.mount_layers(sources, reporter, &mut undo).await?;
@@ -150,6 +164,19 @@ impl ContainerBuilder {
             }
         }
     }
+}
+
+/// Gives a container the utility VM's adapter.
+async fn connect(uvm: &Shared, spec: &mut Value, undo: &mut Undo) -> Result<()> {
+    if !uvm.free_adapter.swap(false, Ordering::AcqRel) {
+        let reason = "the utility VM has no adapter that is free".to_owned();
+        return Err(Error::Option { option: "network", reason });
+    }
+    undo.push(Step::Disconnect);
+    let what = || "connect the adapter".to_owned();
+    uvm.modify(ModifyType::Add, UserNetwork::adapter(), what).await?;
+    spec["windows"]["network"]["networkNamespace"] = json!(UserNetwork::NAMESPACE);
+    Ok(())
 }
 
 fn check_id(id: &str) -> Result<()> {

@@ -38,6 +38,7 @@
 //! | `storage` | carries it out: each layer is attached and mounted once, for all |
 //! | `verity` | root hashes that a caller pins |
 //! | `bridge` | the protocol's client over the guest's connections |
+//! | `network` | the user network of a machine under QEMU |
 //! | `undo` | steps back: rollback, and teardown |
 //! | [`vmm`] | the seam to what runs the machine: QEMU, or namespaces of this kernel |
 
@@ -46,6 +47,7 @@ mod bridge;
 mod container;
 mod error;
 mod layers;
+mod network;
 mod process;
 mod spec;
 mod storage;
@@ -59,6 +61,7 @@ pub use error::{Error, ProgramProblem};
 pub use hyperv_socket::Stream;
 pub use layers::{DEFAULT_SCRATCH_MIB, LayerProgress, Layers};
 pub use linkspan_protocol as protocol;
+pub use network::{PortForward, Transport};
 pub use process::{Child, Command, ExitStatus, Output, ProcessHandle, Stdio};
 pub use spec::ProcessSpec;
 pub use uvm::{Backend, Builder, Machine, UtilityVm};

@@ -1,11 +1,14 @@
 //! Steps that take back what was done: a rollback after a failure, the teardown after success.
 
+use std::sync::atomic::Ordering;
+
 use linkspan_protocol::message::{ContainerId, ModifySettings};
 use linkspan_protocol::resource::{CombinedLayers, MappedVirtualDisk, ModifyType, Resource};
 use tracing::warn;
 
 use crate::Result;
 use crate::layers::LayerKey;
+use crate::network::UserNetwork;
 use crate::uvm::Shared;
 use crate::vmm::ScsiAddress;
 
@@ -18,6 +21,8 @@ pub(crate) enum Step {
     Unmap(MappedVirtualDisk),
     /// Take a disk out of the guest, then of the machine, and free its slot.
     Detach(ScsiAddress),
+    /// Take the machine's adapter out of its namespace, and let others have it.
+    Disconnect,
     /// Let go of a layer, which others may still use.
     Unlayer(LayerKey),
 }
@@ -75,6 +80,13 @@ async fn take_back(uvm: &Shared, step: &Step) -> Result<()> {
         Step::Unmap(disk) => {
             let what = format!("unmount disk {}:{}", disk.controller, disk.lun);
             remove(disk.clone().into(), what).await
+        }
+        Step::Disconnect => {
+            let removed =
+                remove(UserNetwork::adapter().into(), "disconnect the adapter".to_owned());
+            let removed = removed.await;
+            uvm.free_adapter.store(true, Ordering::Release);
+            removed
         }
         Step::Detach(address) => {
             let unplugged = uvm.unplug(*address).await;

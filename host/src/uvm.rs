@@ -3,7 +3,7 @@
 mod builder;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use linkspan_protocol::client::CloseReason;
@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     /// Held from the choice of a piece of persistent memory until it is there.
     pub(crate) pmem_order: tokio::sync::Mutex<()>,
     next_port: AtomicU32,
+    /// Whether its one adapter is there and nobody's.
+    pub(crate) free_adapter: AtomicBool,
 }
 
 impl UtilityVm {
@@ -54,7 +56,7 @@ impl UtilityVm {
         Builder::new(name.into())
     }
 
-    fn new(name: String, vmm: Arc<dyn Vmm>, bridge: Bridge) -> Self {
+    fn new(name: String, vmm: Arc<dyn Vmm>, bridge: Bridge, has_network: bool) -> Self {
         // A machine that ends takes its bridge with it at once, not when a time-out says so.
         let (watched, closing) = (Arc::clone(&vmm), bridge.downgrade());
         tokio::spawn(async move {
@@ -66,6 +68,7 @@ impl UtilityVm {
             attachments_changed: Notify::new(),
             pmem_order: tokio::sync::Mutex::default(),
             next_port: AtomicU32::new(port::FIRST_STDIO),
+            free_adapter: AtomicBool::new(has_network),
             name,
             vmm,
             bridge,

@@ -11,6 +11,7 @@ use tracing::info;
 use super::UtilityVm;
 use crate::bridge::Bridge;
 use crate::error::Context;
+use crate::network::{PortForward, UserNetwork};
 use crate::vmm::loopback::{Loopback, LoopbackOptions};
 use crate::vmm::qemu::{Accel, Qemu, QemuOptions};
 use crate::vmm::{Accept, PortListener, VmExit, Vmm};
@@ -56,6 +57,7 @@ pub struct Builder {
     agent_args: Vec<String>,
     qemu: Option<PathBuf>,
     qemu_args: Vec<OsString>,
+    network: Option<UserNetwork>,
     icount: bool,
 }
 
@@ -77,6 +79,7 @@ impl Builder {
             agent_args: Vec::new(),
             qemu: None,
             qemu_args: Vec::new(),
+            network: None,
             icount: false,
         }
     }
@@ -181,6 +184,14 @@ impl Builder {
         self
     }
 
+    /// Gives it QEMU's user network: connections go out as this process's, and the forwarded ports
+    /// lead in. One container can have it; see
+    /// [`ContainerBuilder::network`](crate::ContainerBuilder::network).
+    pub fn user_network(mut self, forwards: impl IntoIterator<Item = PortForward>) -> Self {
+        self.network = Some(UserNetwork { forwards: forwards.into_iter().collect() });
+        self
+    }
+
     /// Counts instructions in place of time: one processor, one nanosecond each. For measuring.
     pub fn count_instructions(mut self) -> Self {
         self.icount = true;
@@ -194,6 +205,7 @@ impl Builder {
     /// its console; nothing of it is left then.
     pub async fn start(self) -> Result<UtilityVm> {
         let (name, timeout) = (self.name.clone(), self.boot_timeout);
+        let has_network = self.network.is_some();
         let vmm = self.start_machine(None).await?;
         let began = std::time::Instant::now();
         let connected = async {
@@ -213,7 +225,7 @@ impl Builder {
         match outcome {
             Ok(bridge) => {
                 info!(name, vmm = vmm.describe(), took = ?began.elapsed(), "utility VM is up");
-                Ok(UtilityVm::new(name, vmm, bridge))
+                Ok(UtilityVm::new(name, vmm, bridge, has_network))
             }
             Err(error) => {
                 vmm.terminate().await;
@@ -268,6 +280,7 @@ impl Builder {
                     accel: self.accel,
                     qemu: self.qemu,
                     export_vsock: export,
+                    network: self.network,
                     icount: self.icount,
                     guest_cid: 3,
                     extra_args: self.qemu_args,
@@ -275,6 +288,10 @@ impl Builder {
                 Ok(Arc::new(Qemu::start(options).await?))
             }
             Backend::Loopback => {
+                if self.network.is_some() {
+                    let reason = "the loopback backend has none".to_owned();
+                    return Err(Error::Option { option: "user network", reason });
+                }
                 let agent =
                     self.agent.ok_or_else(|| missing("agent", "give the agent's program"))?;
                 let options =

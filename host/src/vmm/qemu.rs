@@ -109,6 +109,7 @@ impl Qemu {
             console: console.as_raw_fd(),
             monitor: Some(monitor.as_raw_fd()),
             vsock: Some(vsock_arguments),
+            network: options.network.as_ref(),
             extra: &options.extra_args,
         };
         let arguments = machine.arguments();

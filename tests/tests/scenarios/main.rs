@@ -13,6 +13,7 @@ mod false_guest;
 mod layers;
 mod leaks;
 mod lifecycle;
+mod network;
 mod nothing_left;
 mod operations;
 mod programs;

@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, value_parser};
-use linkspan_host::{Layers, UtilityVm};
+use clap::{Args, ValueEnum, value_parser};
+use linkspan_host::{Layers, PortForward, UtilityVm};
 use serde_json::json;
 use tracing::warn;
 
 use crate::attend::{Local, attend, streams, take_orders};
 use crate::control::{NewContainer, Request};
 use crate::error::{Context, Error};
-use crate::options::{Global, Process, ProcessOptions, VmOptions, absolute};
+use crate::options::{Global, Process, ProcessOptions, VmOptions, Vmm, absolute};
 use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::signals::Signals;
@@ -37,6 +37,7 @@ Examples:
   linkspan run rootfs.tar.gz -- cat /etc/os-release
   linkspan run -it --memory-mib 1024 ./rootfs sh
   tar c src | linkspan run -i rootfs.ext4 -- tar t
+  linkspan run -p 8080:80 ./rootfs -- httpd -f -h /srv
   linkspan run --uvm dev -d --name web ./rootfs -- httpd -f")]
 pub(crate) struct Run {
     #[command(flatten)]
@@ -52,9 +53,17 @@ pub(crate) struct Run {
     /// Size of the disk that takes what the container writes, in MiB
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..), help_heading = "Container")]
     scratch_mib: Option<u64>,
+    /// Its network: QEMU's user network, by which it reaches what this host reaches, or none
+    #[arg(long, value_enum, value_name = "NET", help_heading = "Container")]
+    net: Option<Net>,
+    /// Let a port of this host lead to one of the container's; all addresses of this host unless
+    /// one is given
+    #[arg(short, long, value_name = "[ADDRESS:]HOST:GUEST[/udp]", help_heading = "Container")]
+    publish: Vec<PortForward>,
     /// Run it in this named utility VM, whose options then are its own
     #[arg(long, value_name = "NAME", help_heading = "Container", conflicts_with_all = [
         "memory_mib", "cpus", "accel", "vmm", "boot_timeout", "log_level", "kernel_arg", "qemu_arg",
+        "net", "publish",
     ])]
     uvm: Option<String>,
     /// Leave it running, print its id; see `linkspan logs`, `linkspan wait`
@@ -76,6 +85,15 @@ pub(crate) struct Run {
     pub(crate) command: Vec<String>,
 }
 
+/// What a container is connected with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Net {
+    /// QEMU's user network; needs no rights. The default where there is a QEMU
+    User,
+    /// Nothing but itself
+    None,
+}
+
 impl Run {
     pub(crate) async fn run(self, global: &Global) -> Result<u32, Error> {
         let process = self.process.process(&self.command)?;
@@ -83,10 +101,29 @@ impl Run {
         if self.hostname.as_deref() == Some("") {
             return Err(Error::input("--hostname", "is empty"));
         }
+        self.check_network()?;
         let mut signals = Signals::take_over()?;
         match self.uvm.clone() {
             Some(uvm) => self.in_named(&uvm, process, global, &mut signals).await,
             None => self.in_own(process, global, &mut signals).await,
+        }
+    }
+
+    fn check_network(&self) -> Result<(), Error> {
+        let loopback = self.vm.vmm == Vmm::Loopback;
+        match (self.net, self.publish.first()) {
+            (Some(Net::None), Some(forward)) => {
+                Err(Error::input("--publish", format!("{forward} with --net none leads nowhere")))
+            }
+            (Some(Net::User), _) if loopback => {
+                let reason = "user is QEMU's network, which --vmm loopback does not have";
+                Err(Error::input("--net", reason))
+            }
+            (None, Some(forward)) if loopback => {
+                let reason = format!("{forward}: --vmm loopback has no network");
+                Err(Error::input("--publish", reason))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -103,9 +140,14 @@ impl Run {
         if let Some(size) = self.scratch_mib {
             layers = layers.scratch_mib(size);
         }
-        let container = Plan { id, layers, hostname: self.hostname, process };
+        let network = vm.vmm == Vmm::Qemu && self.net != Some(Net::None);
+        let container = Plan { id, layers, hostname: self.hostname, network, process };
         let booting = progress.spinner("booting the utility VM");
-        let starting = async { Ok(vm.builder(&container.id).start().await?) };
+        let mut builder = vm.builder(&container.id);
+        if network {
+            builder = builder.user_network(self.publish);
+        }
+        let starting = async { Ok(builder.start().await?) };
         let uvm = children::boot(signals, starting).await?;
         drop(booting);
         let outcome = container.run(&uvm, progress, signals).await;
@@ -155,6 +197,7 @@ struct Plan {
     id: String,
     layers: Layers,
     hostname: Option<String>,
+    network: bool,
     process: Process,
 }
 
@@ -169,6 +212,7 @@ impl Plan {
         let mut builder = uvm
             .container(self.id, self.layers)
             .process(self.process.spec())
+            .network(self.network)
             .on_progress(move |at| {
                 bar.layer_at(&at.path.display().to_string(), at.bytes, at.total, at.entries)
             });

@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use super::error::QemuError;
+use crate::network::UserNetwork;
 
 /// SCSI controllers of a machine.
 pub(super) const CONTROLLERS: u8 = 4;
@@ -54,6 +55,7 @@ pub(super) struct Machine<'a> {
     pub(super) console: RawFd,
     pub(super) monitor: Option<RawFd>,
     pub(super) vsock: Option<VsockArguments>,
+    pub(super) network: Option<&'a UserNetwork>,
     pub(super) extra: &'a [OsString],
 }
 
@@ -118,6 +120,12 @@ impl Machine<'_> {
             Some(VsockArguments::Kernel { device, cid }) => {
                 line.option("-device", format!("vhost-vsock-pci,vhostfd={device},guest-cid={cid}"));
             }
+        }
+        if let Some(network) = self.network {
+            line.option("-netdev", network.netdev());
+            // Without the ROM by which a machine boots from its network: nothing here does.
+            let mac = UserNetwork::MAC;
+            line.option("-device", format!("virtio-net-pci,netdev=net0,mac={mac},romfile="));
         }
         line.option("-kernel", self.kernel);
         if let Some(initrd) = self.initrd {
@@ -191,6 +199,7 @@ mod tests {
             console: 7,
             monitor: Some(8),
             vsock: Some(vsock),
+            network: None,
             extra: &[],
         }
     }
@@ -218,6 +227,17 @@ mod tests {
             assert!(line.contains(part), "{part} is missing in {line}");
         }
         assert!(!line.contains("path="));
+    }
+
+    #[test]
+    fn an_adapter_is_there_only_if_asked_for() {
+        let without = machine(Accelerator::Tcg, VsockArguments::User { socket: 9 });
+        assert!(!line(&without).contains("net0"));
+        let network = UserNetwork { forwards: vec!["8080:80".parse().unwrap()] };
+        let with = Machine { network: Some(&network), ..without };
+        let line = line(&with);
+        assert!(line.contains("-netdev user,id=net0,ipv6=off,hostfwd=tcp::8080-:80 "), "{line}");
+        assert!(line.contains("virtio-net-pci,netdev=net0,mac=02:4c:53:00:00:01"), "{line}");
     }
 
     #[test]

@@ -91,6 +91,7 @@ async fn probe(
         console: theirs.as_raw_fd(),
         monitor: None,
         vsock: None,
+        network: None,
         extra: &[],
     };
     let arguments: Vec<OsString> = machine.arguments();

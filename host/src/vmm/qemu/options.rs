@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::arguments::Accelerator;
 use super::error::QemuError;
 use super::{kvm, pmem};
+use crate::network::UserNetwork;
 
 /// What runs the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -45,6 +46,8 @@ pub(crate) struct QemuOptions {
     /// Offers the guest's vsock to other processes: its connections to a port P without a listener
     /// go to the Unix socket `PATH_P`, and at `PATH` one says `CONNECT P` to connect into it.
     pub export_vsock: Option<PathBuf>,
+    /// Its network; without one the guest has no adapter.
+    pub network: Option<UserNetwork>,
     /// Counts instructions: one is one nanosecond of the guest's time. For measuring.
     pub icount: bool,
     /// The guest's context id, 3 or above. The kernel's vsock device picks one itself.
@@ -72,6 +75,7 @@ impl QemuOptions {
             accel: Accel::Auto,
             qemu: None,
             export_vsock: None,
+            network: None,
             icount: false,
             guest_cid: 3,
             extra_args: Vec::new(),

@@ -1,6 +1,6 @@
 //! The agent's log: one JSON object a line, in the shape that hosts parse (`time`, `level`,
 //! `msg`, then fields), or text for people. Nothing else may ever be written where it goes: a host
-//! takes anything else for the agent's last words. [`sink`] sees to it that nobody waits for a
+//! takes anything else for the agent's last words. `sink` sees to it that nobody waits for a
 //! reader.
 
 mod sink;
@@ -49,7 +49,7 @@ pub enum Target {
     Stderr,
     /// A file, which is emptied first.
     File(PathBuf),
-    /// A port of the host, dialled by [`deliver`] again and again.
+    /// A port of the host, dialled by `deliver` again and again.
     Port(u32),
 }
 

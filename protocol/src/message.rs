@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use create::{
-    Create, CreateResponse, HostedContainer, HostedSystem, SchemaVersion, SupportedVersions,
-    SystemTime, TimeZoneInformation, UvmDocument, WindowsContainer,
+    ConfidentialHostedSystem, Create, CreateResponse, HostedContainer, HostedSystem, SchemaVersion,
+    SupportedVersions, SystemTime, TimeZoneInformation, UvmDocument, WindowsContainer,
 };
 pub use execute_process::{
     ExecuteProcess, ExecuteProcessResponse, ExecuteProcessSettings, ProcessParameters,

@@ -11,8 +11,9 @@ use crate::json::is_zero;
 #[serde(rename_all = "PascalCase", default)]
 pub struct Create {
     /// Which document this holds follows from the guest: [`HostedContainer`] for a Linux
-    /// container, [`HostedSystem`] for a Windows one, [`UvmDocument`] for a Windows utility VM.
-    /// Kept as it came, for a document must not lose what this crate has no field for.
+    /// container, [`HostedSystem`] for a Windows one, [`ConfidentialHostedSystem`] for one in a
+    /// confidential utility VM, [`UvmDocument`] for a Windows utility VM itself. Kept as it came,
+    /// for a document must not lose what this crate has no field for.
     pub container_config: JsonString<Value>,
     /// A legacy host's range of versions; guests ignore it.
     #[serde(skip_serializing_if = "is_zero")]
@@ -118,6 +119,18 @@ pub struct HostedSystem {
     pub container: Option<WindowsContainer>,
 }
 
+/// A Windows container in a confidential utility VM: what the guest checks against its policy, and
+/// what it then makes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ConfidentialHostedSystem {
+    /// An OCI runtime spec; its `ociVersion` must not be empty.
+    pub spec: Value,
+    /// Its `Container` must be there.
+    #[serde(rename = "CWCOWHostedSystem")]
+    pub hosted_system: HostedSystem,
+}
+
 /// What a Windows container consists of; each value is the HCS schema's object of that name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -201,4 +214,24 @@ pub struct SystemTime {
     pub second: i32,
     #[serde(skip_serializing_if = "is_zero")]
     pub milliseconds: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_confidential_containers_document_has_both_of_its_parts() {
+        let document = serde_json::json!({
+            "Spec": { "ociVersion": "1.1.0" },
+            "CWCOWHostedSystem": {
+                "SchemaVersion": { "Major": 2, "Minor": 1 },
+                "Container": { "GuestOs": { "HostName": "web" } },
+            },
+        });
+        let read: ConfidentialHostedSystem = crate::json::read(&document).unwrap();
+        assert_eq!(read.spec["ociVersion"], "1.1.0");
+        assert!(read.hosted_system.container.is_some());
+        assert_eq!(serde_json::to_value(&read).unwrap(), document);
+    }
 }

@@ -42,8 +42,8 @@ pub struct Network {
     /// Route by source address, in a table of its own.
     #[serde(skip_serializing_if = "is_zero")]
     pub enable_low_metric: bool,
-    /// Windows: the adapter.
-    #[serde(skip_serializing_if = "is_zero")]
+    /// Windows: the adapter. Hosts before Windows Server 2019 call it `AdapterInstanceId`.
+    #[serde(alias = "AdapterInstanceId", skip_serializing_if = "is_zero")]
     pub adapter_id: String,
     /// Windows: `PreAdd`, `Add` or `Remove`, inside the outer request.
     #[serde(skip_serializing_if = "is_zero")]

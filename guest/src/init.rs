@@ -163,6 +163,8 @@ pub enum Scope {
 
 /// Serves hosts; the result is an exit code.
 pub fn serve(arguments: Arguments, scope: Scope, ready: Option<OwnedFd>, restarts: u32) -> i32 {
+    // Containers' directories and processes have it from here, not from whoever started the agent.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     if let Err(error) = log::start(arguments.level, arguments.format, &arguments.log) {
         eprintln!("linkspan-guest: open the log {:?}: {error}", arguments.log);
         return 1;

@@ -48,7 +48,8 @@ pub(crate) async fn create(
         workdir::make(&bundle.root, cwd);
     }
     bundle.write()?;
-    let (init, mut pipes) = make(uvm, id, &bundle, confinement).await?;
+    let made = make(uvm, id, &bundle, confinement).await;
+    let (init, mut pipes) = made.map_err(|error| workdir::explain(error, &bundle))?;
     let owns_pid_namespace = bundle.owns_pid_namespace();
     let Prepared { cgroup, pod_root, .. } = &prepared;
     let (cgroup, pod_root) = (cgroup.clone(), pod_root.clone());

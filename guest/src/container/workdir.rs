@@ -8,7 +8,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
+use serde_json::Value;
 
+use super::bundle::Bundle;
 use crate::{Error, Result};
 
 /// Makes the directory in a container that does not run yet. An image need not hold it, and what
@@ -24,6 +26,23 @@ pub(super) fn check(root: &Path, cwd: &str) -> Result<()> {
         field: "cwd",
         reason: format!("{cwd:?} in the container: {error}"),
     })
+}
+
+/// Tells what the runtime does not: that the directory is something else. One that a mount may
+/// bring is not judged.
+pub(super) fn explain(error: Error, bundle: &Bundle) -> Error {
+    let Some(cwd) = bundle.spec["process"]["cwd"].as_str() else { return error };
+    let said = matches!(&error, Error::Runtime { reason, .. } if !reason.contains("executable "));
+    if !said || mounted_over(&bundle.spec["mounts"], cwd) {
+        return error;
+    }
+    check(&bundle.root, cwd).err().unwrap_or(error)
+}
+
+fn mounted_over(mounts: &Value, cwd: &str) -> bool {
+    let destinations = mounts.as_array().into_iter().flatten();
+    let mut destinations = destinations.filter_map(|mount| mount["destination"].as_str());
+    destinations.any(|destination| Path::new(cwd).starts_with(destination))
 }
 
 fn try_make(root: &Path, cwd: &str) -> io::Result<()> {
@@ -58,6 +77,13 @@ fn open_directory(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_a_mount_may_bring_is_not_judged() {
+        let mounts = serde_json::json!([{ "destination": "/data" }, { "type": "proc" }]);
+        assert!(mounted_over(&mounts, "/data") && mounted_over(&mounts, "/data/in"));
+        assert!(!mounted_over(&mounts, "/database") && !mounted_over(&Value::Null, "/data"));
+    }
 
     #[test]
     fn a_directory_is_made_inside_the_root_whatever_the_image_links_to() {

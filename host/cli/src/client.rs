@@ -62,18 +62,13 @@ pub(crate) async fn start(
     }
 }
 
-/// Relays a log to its end.
-pub(crate) async fn log(place: &Place, request: &Request) -> Result<(), Error> {
+/// Asks for a log.
+pub(crate) async fn log(place: &Place, request: &Request) -> Result<Streams, Error> {
     let mut channel = place.connect().await?;
     channel.sender.send(request).await.map_err(lost)?;
     let Reply::Log = receive(&mut channel.receiver).await? else { return Err(unexpected()) };
     let mut descriptor = || channel.receiver.descriptor().ok_or_else(unexpected);
-    let streams = Streams { stdin: None, stdout: Some(descriptor()?), stderr: Some(descriptor()?) };
-    let relaying = streams.relay();
-    let mut outputs =
-        relaying.map_err(|source| Error::Io { what: "relay the log".into(), source })?;
-    outputs.finished().await;
-    Ok(())
+    Ok(Streams { stdin: None, stdout: Some(descriptor()?), stderr: Some(descriptor()?) })
 }
 
 impl Attached {

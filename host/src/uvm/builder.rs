@@ -17,6 +17,12 @@ use crate::vmm::qemu::{Accel, Qemu, QemuOptions};
 use crate::vmm::{Accept, PortListener, VmExit, Vmm};
 use crate::{Error, Result};
 
+/// How long the reason for a machine's end may take to arrive.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
+/// The longest path of a Unix socket, in bytes.
+const SOCKET_PATH: usize = 107;
+
 /// What runs the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backend {
@@ -211,7 +217,10 @@ impl Builder {
         let connected = async {
             let mut listener = vmm.listen(port::BRIDGE, Accept::Many).await?;
             let Some(stream) = listener.accept().await else {
-                return Err(boot_error(&name, &*vmm, "its vsock ended".to_owned()));
+                // A machine that ends takes its vsock along, and says why a little later.
+                let exit = tokio::time::timeout(LAST_WORD, vmm.exited()).await;
+                let reason = exit.map_or_else(|_| "its vsock ended".to_owned(), |exit| exit.reason);
+                return Err(boot_error(&name, &*vmm, reason));
             };
             Bridge::establish(stream, listener).await
         };
@@ -238,10 +247,11 @@ impl Builder {
     /// socket `<path>_P`, where that host listens. Nothing waits for the guest agent.
     ///
     /// # Errors
-    /// When the machine cannot be started.
+    /// When the machine cannot be started, or no socket could be at such a path.
     pub async fn start_exported(self, path: impl Into<PathBuf>) -> Result<Machine> {
-        let name = self.name.clone();
-        let vmm = self.start_machine(Some(path.into())).await?;
+        let (name, path) = (self.name.clone(), path.into());
+        check_export(&path)?;
+        let vmm = self.start_machine(Some(path)).await?;
         Ok(Machine { name, vmm })
     }
 
@@ -299,6 +309,25 @@ impl Builder {
                 Ok(Arc::new(Loopback::start(options).await?))
             }
         }
+    }
+}
+
+/// Whether the sockets of all ports can be there: nobody would notice later that they cannot.
+fn check_export(path: &Path) -> Result<()> {
+    let refuse = |reason: &str| {
+        let reason = format!("{}: {reason}", path.display());
+        Err(Error::Option { option: "export-vsock", reason })
+    };
+    let longest = path.as_os_str().len() + "_4294967295".len();
+    if longest > SOCKET_PATH {
+        return refuse(&format!(
+            "PATH_PORT can have {longest} bytes, and a socket's path has at most {SOCKET_PATH}"
+        ));
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match directory.is_none_or(Path::is_dir) {
+        true => Ok(()),
+        false => refuse("its directory does not exist"),
     }
 }
 

@@ -226,10 +226,7 @@ impl Vmm for Qemu {
     }
 
     fn boot_phase(&self) -> String {
-        match self.exit.borrow().as_ref() {
-            Some(exit) => format!("{}, then ended: {}", self.console.phase(), exit.reason),
-            None => self.console.phase().to_string(),
-        }
+        self.console.phase().to_string()
     }
 
     fn console(&self) -> String {

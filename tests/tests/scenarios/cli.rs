@@ -11,7 +11,7 @@ use linkspan_tests::{
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
-use serde_json::Value;
+use serde_json::{Value, json as value};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Child;
 use tokio::time::timeout;
@@ -235,6 +235,10 @@ async fn cli_a_named_machine_lives_until_it_is_stopped(backend: Backend) {
     assert_eq!((said.code, said.out.as_str()), (Some(0), "web\n"), "{said:?}");
     let said = user.say(&["exec", "web", "--", "sh", "-c", "hostname; exit 4"], b"").await;
     assert_eq!((said.code, said.out.as_str()), (Some(4), "web\n"));
+    // The monitor keeps its own files to itself; that is not to reach into containers.
+    let open = ["exec", "--user", "12:34", "web", "--", "sh", "-c", "umask; cat /etc/hostname"];
+    let said = user.say(&open, b"").await;
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "0022\nweb\n"), "{said:?}");
     let said = user.say(&["exec", "web", "no-such-program"], b"").await;
     assert_eq!(said.code, Some(127), "{said:?}");
 
@@ -250,6 +254,13 @@ async fn cli_a_named_machine_lives_until_it_is_stopped(backend: Backend) {
         }
         assert!(Instant::now() < deadline, "{said:?}");
     }
+    let said = user.say(&["logs", "--json", "web"], b"").await;
+    let mut lines: Vec<Value> =
+        said.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    lines.sort_by_key(|line| line["stream"].as_str().map(str::to_owned));
+    let (err, out) = (["stderr", "err"], ["stdout", "out"]);
+    let expected = [err, out].map(|[stream, text]| value!({ "stream": stream, "text": text }));
+    assert_eq!(lines, expected);
     json(&user.say(&["kill", "--json", "web"], b"").await);
     let said = user.say(&["wait", "web"], b"").await;
     assert!(said.code == Some(137) || said.out.contains("137"), "{said:?}");
@@ -314,6 +325,7 @@ fn cli_bad_input_is_named_with_exit_code_125() {
             (&[&root, "--", ""], "CMD"),
             (&["--env", "=x", &root, "--", "true"], "--env"),
             (&["--workdir", "tmp", &root, "--", "true"], "--workdir"),
+            (&["--workdir", "/etc/passwd", &root, "--", "true"], "\"/etc/passwd\""),
             (&["--name", "a/b", &root, "--", "true"], "a/b"),
             (&["--scratch-mib", "1", &root, "--", "true"], "1 MiB"),
             (&["--image", "/no/such/image", &root, "--", "true"], "/no/such/image"),
@@ -331,6 +343,11 @@ fn cli_bad_input_is_named_with_exit_code_125() {
             }
         }
         assert!(wrong.is_empty(), "{wrong:#?}");
+        for path in ["/no/such/directory/vm", &format!("/tmp/{}", "x".repeat(100))] {
+            let start = ["uvm", "start", "x", "--vmm", "loopback", "--export-vsock", path];
+            let said = user.say(&start, b"").await;
+            assert!(said.code == Some(125) && said.err.contains(path), "{said:?}");
+        }
         let qemu = ["run", "--qemu", "/no/such/qemu", &root, "--", "true"];
         let said = user.say(&qemu, b"").await;
         assert!(said.code == Some(125) && said.err.contains("/no/such/qemu"), "{said:?}");

@@ -57,7 +57,7 @@ struct Build {
     /// The kernel: a .deb or a directory that one was unpacked in
     #[arg(long, value_name = "FILE")]
     kernel_package: Option<PathBuf>,
-    /// none, gzip[:0-9] or zstd[:1-22]
+    /// none, gzip[:0-9], zstd[:1-22] or lz4[:1-12]
     #[arg(long, value_name = "HOW", default_value_t)]
     compression: Compression,
     /// Module groups to add (+NAME) or leave out (-NAME), divided at commas

@@ -6,7 +6,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -295,11 +297,9 @@ impl Stop {
         if self.force {
             let asked = tokio::time::timeout(FORCED, asking).await;
             if !matches!(asked, Ok(Ok(()))) && !place.is_free_or_absent()? {
-                end_monitor(&place)?;
-                // Looking removes what it has left, as soon as it is gone.
-                while registry.list()?.iter().any(|other| other.name == place.name) {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
+                end_monitor(&place).await?;
+                // Looking removes what it has left.
+                registry.list()?;
             }
         } else {
             asking.await?;
@@ -312,13 +312,18 @@ impl Stop {
     }
 }
 
-/// Kills a monitor that does not answer; its utility VM goes with it.
-fn end_monitor(place: &Place) -> Result<(), Error> {
+/// Kills a monitor that does not answer, and waits until it is gone; its utility VM goes with it.
+async fn end_monitor(place: &Place) -> Result<(), Error> {
     let failed = |reason: &str| Report {
         message: format!("stop utility VM {:?}: {reason}", place.name),
         ..Report::default()
     };
     let pid = place.monitor_pid().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| Error::Remote(failed("its monitor's pid is not known")))?;
-    kill_process(pid, Signal::KILL).context(|| format!("kill monitor {}", pid.as_raw_pid()))
+    let what = || format!("kill monitor {}", pid.as_raw_pid());
+    let monitor = pidfd_open(pid, PidfdFlags::NONBLOCK).context(what)?;
+    pidfd_send_signal(&monitor, Signal::KILL).context(what)?;
+    let gone = move || retry_on_intr(|| poll(&mut [PollFd::new(&monitor, PollFlags::IN)], None));
+    let waited = tokio::task::spawn_blocking(gone).await.map_err(io::Error::from).context(what)?;
+    waited.map(drop).context(what)
 }

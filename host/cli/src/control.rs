@@ -9,6 +9,7 @@ mod channel;
 
 use std::path::PathBuf;
 
+use linkspan_host::Layers;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Report;
@@ -42,13 +43,40 @@ pub(crate) enum Request {
     Log { container: Option<String>, follow: bool },
 }
 
+/// One layer of a container's root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerFile {
+    /// Absolute.
+    pub(crate) path: PathBuf,
+    /// What the guest is to check it against.
+    pub(crate) root_hash: Option<String>,
+}
+
+impl LayerFile {
+    /// The layers of a root, of which the lowest comes first.
+    pub(crate) fn stack(files: Vec<Self>) -> Option<Layers> {
+        let mut stack: Option<Layers> = None;
+        for Self { path, root_hash } in files {
+            let layers = match stack {
+                None => Layers::of(path),
+                Some(lower) => lower.layer(path),
+            };
+            stack = Some(match root_hash {
+                None => layers,
+                Some(root) => layers.pin(root),
+            });
+        }
+        stack
+    }
+}
+
 /// A container to be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NewContainer {
     /// One is made up where there is none.
     pub(crate) id: Option<String>,
-    /// Absolute.
-    pub(crate) rootfs: PathBuf,
+    /// The lowest first.
+    pub(crate) layers: Vec<LayerFile>,
     pub(crate) process: Process,
     pub(crate) hostname: Option<String>,
     pub(crate) scratch_mib: Option<u64>,

@@ -29,6 +29,12 @@ pub(crate) enum Error {
     /// What the protocol harness needs.
     #[error(transparent)]
     Bench(#[from] linkspan_conform::machine::BenchError),
+    /// Container images.
+    #[error(transparent)]
+    Store(#[from] linkspan_image::Error),
+    /// Layers.
+    #[error(transparent)]
+    Layer(#[from] linkspan_layer::Error),
     /// A monitor says so.
     #[error("{}", .0.message)]
     Remote(Report),

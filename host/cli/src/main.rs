@@ -7,6 +7,7 @@
 //! | `boot_image`  | where boot images lie                                                  |
 //! | `attend`      | a process in the guest as if it ran here, by `relay` (streams), `signals`, `terminal` |
 //! | `children`    | the ends of this process's children                                    |
+//! | `images`      | what a container's root is: an image of the store, a registry, a file    |
 //! | `registry`    | which named utility VMs there are                                      |
 //! | `control`     | how clients and monitors talk                                          |
 //! | `client`      | asks a monitor                                                         |
@@ -21,6 +22,7 @@ mod commands;
 mod container_id;
 mod control;
 mod error;
+mod images;
 mod monitor;
 mod options;
 mod output;
@@ -70,6 +72,7 @@ enum Command {
     Stats(commands::stats::Stats),
     Uvm(commands::uvm::Uvm),
     Image(commands::image::Image),
+    Layer(commands::layer::Layer),
     Conform(Box<commands::conform::Conform>),
     Completions(commands::completions::Completions),
     Version(commands::version::Version),
@@ -134,6 +137,7 @@ fn run(cli: Cli) -> Result<u32, Error> {
             Command::Stats(stats) => stats.run(&global).await,
             Command::Uvm(uvm) => uvm.run(&global).await,
             Command::Image(image) => image.run(&global),
+            Command::Layer(layer) => layer.run(&global),
             Command::Conform(conform) => conform.run(&global).await,
             Command::Completions(_) | Command::Version(_) => Ok(0),
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum, value_parser};
 use linkspan_host::{Accel, Backend, Builder, ProcessSpec, UtilityVm};
+use linkspan_image::ProcessDefaults;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error};
@@ -152,9 +153,9 @@ pub(crate) struct ProcessOptions {
     /// Who it runs as: USER, UID, USER:GROUP, UID:GID
     #[arg(short, long, value_name = "USER")]
     pub(crate) user: Option<String>,
-    /// Where it starts
-    #[arg(short, long, value_name = "DIR", default_value = "/")]
-    pub(crate) workdir: String,
+    /// Where it starts [default: /, or what the image says]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
 }
 
 /// As [`ProcessSpec`], in a form that goes to a monitor.
@@ -171,24 +172,43 @@ pub(crate) struct Process {
 impl ProcessOptions {
     /// The process, checked as far as this side can.
     pub(crate) fn process(&self, command: &[String]) -> Result<Process, Error> {
-        if command.first().is_none_or(String::is_empty) {
-            let reason = "is missing: name the program to run after ROOTFS or CONTAINER";
+        self.process_of(&ProcessDefaults::default(), None, command)
+    }
+
+    /// The process of an image, where the options and the command do not say otherwise.
+    pub(crate) fn process_of(
+        &self,
+        image: &ProcessDefaults,
+        entrypoint: Option<&str>,
+        command: &[String],
+    ) -> Result<Process, Error> {
+        let args = image.arguments(entrypoint, command);
+        if args.first().is_none_or(String::is_empty) {
+            let reason = "is missing: name the program to run after ROOTFS, IMAGE or CONTAINER";
             return Err(Error::input("CMD", reason));
         }
-        if !self.workdir.starts_with('/') {
-            let reason = format!("{:?} is not an absolute path", self.workdir);
+        let of_image = Some(&image.working_dir).filter(|directory| !directory.is_empty());
+        let cwd = self.workdir.as_ref().or(of_image).map_or("/", String::as_str);
+        if !cwd.starts_with('/') {
+            let reason = format!("{cwd:?} is not an absolute path");
             return Err(Error::input("--workdir", reason));
         }
         if self.user.as_deref() == Some("") {
             return Err(Error::input("--user", "is empty; name a user or a number"));
         }
-        let env = self.env.iter().map(|text| variable(text, |name| std::env::var(name).ok()));
-        let env = env.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+        let mut env: Vec<(String, String)> = image.environment().collect();
+        for text in &self.env {
+            if let Some((name, value)) = variable(text, |name| std::env::var(name).ok())? {
+                env.retain(|(other, _)| *other != name);
+                env.push((name, value));
+            }
+        }
+        let user = Some(image.user.clone()).filter(|user| !user.is_empty());
         Ok(Process {
-            args: command.to_vec(),
+            args,
             env,
-            cwd: self.workdir.clone(),
-            user: self.user.clone(),
+            cwd: cwd.to_owned(),
+            user: self.user.clone().or(user),
             terminal: self.tty.then(|| terminal::size().unwrap_or((24, 80))),
             stdin: self.interactive,
         })

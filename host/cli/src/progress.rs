@@ -47,6 +47,11 @@ impl Progress {
         Bar(self.bar())
     }
 
+    /// Blobs that come in and layers that are made: a bar for each, one after the other.
+    pub(crate) fn transfer(self, verb: &'static str) -> Transfer {
+        Transfer { bar: Bar(self.bar()), verb, what: String::new() }
+    }
+
     /// What the image builder does.
     pub(crate) fn image(self) -> impl FnMut(Event) {
         let bar = Bar(self.bar());
@@ -73,10 +78,11 @@ impl Bar {
     fn begin(&self, message: String, total: Option<u64>) {
         match total {
             Some(total) => {
-                self.0.set_style(style("{msg} {bar:30} {bytes}/{total_bytes} {eta}"));
+                self.0
+                    .set_style(style("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}"));
                 self.0.set_length(total);
             }
-            None => self.0.set_style(style("{spinner} {msg} {bytes}")),
+            None => self.0.set_style(style("{spinner} {msg} {bytes} {bytes_per_sec}")),
         }
         self.0.set_message(message);
         self.0.set_position(0);
@@ -91,6 +97,35 @@ impl Bar {
         if total.is_some_and(|total| bytes >= total) {
             self.0.set_message(format!("making an image of {path} ({entries} files)"));
         }
+    }
+}
+
+/// Transfers, one after the other.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    bar: Bar,
+    verb: &'static str,
+    what: String,
+}
+
+impl Transfer {
+    /// One has got this far.
+    pub(crate) fn at(&mut self, what: &str, bytes: u64, total: Option<u64>) {
+        if self.what != what {
+            what.clone_into(&mut self.what);
+            let short = what.strip_prefix("sha256:").map_or(what, |digits| &digits[..12]);
+            let template = match total {
+                Some(_) => "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+                None => "{spinner} {msg} {bytes} {bytes_per_sec}",
+            };
+            self.bar.0.reset();
+            self.bar.0.set_style(style(template));
+            if let Some(total) = total {
+                self.bar.0.set_length(total);
+            }
+            self.bar.0.set_message(format!("{} {short}", self.verb));
+        }
+        self.bar.0.set_position(bytes);
     }
 }
 

@@ -47,6 +47,14 @@ impl Compression {
 }
 
 /// Decompresses what is compressed and passes on what is not.
+///
+/// # Errors
+///
+/// The first bytes cannot be read, or are of a form that cannot be.
+pub fn decompress<'r>(reader: impl Read + 'r) -> io::Result<Box<dyn Read + 'r>> {
+    decoder(reader)
+}
+
 pub(crate) fn decoder<'r>(reader: impl Read + 'r) -> io::Result<Box<dyn Read + 'r>> {
     let mut start = Vec::new();
     let mut reader = reader;

@@ -51,7 +51,7 @@ mod walk;
 #[cfg(feature = "convert")]
 pub use builder::{LayerBuilder, build_image};
 #[cfg(feature = "convert")]
-pub use compression::Compression;
+pub use compression::{Compression, decompress};
 #[cfg(feature = "convert")]
 pub use detect::{Kind, detect, file_system_size};
 pub use error::{Error, Problem};

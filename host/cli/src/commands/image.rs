@@ -1,4 +1,4 @@
-//! `linkspan image`: boot images.
+//! `linkspan image`: boot images, and the commands of container images.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,12 +11,13 @@ use linkspan_initrd::{
 };
 use serde_json::{Value, json};
 
+use crate::commands::images;
 use crate::error::{Context, Error};
 use crate::options::Global;
 use crate::progress::Progress;
 use crate::{boot_image, output};
 
-/// Build boot images
+/// Container images: pull, import, list; and the boot image: build
 #[derive(Args, Debug)]
 pub(crate) struct Image {
     #[command(subcommand)]
@@ -25,6 +26,11 @@ pub(crate) struct Image {
 
 #[derive(Subcommand, Debug)]
 enum ImageCommand {
+    Pull(images::Pull),
+    Import(images::Import),
+    List(images::List),
+    Inspect(images::Inspect),
+    Remove(images::Remove),
     Build(Build),
 }
 
@@ -71,6 +77,11 @@ struct Build {
 impl Image {
     pub(crate) fn run(self, global: &Global) -> Result<u32, Error> {
         match self.command {
+            ImageCommand::Pull(pull) => pull.run(global),
+            ImageCommand::Import(import) => import.run(global),
+            ImageCommand::List(list) => list.run(global),
+            ImageCommand::Inspect(inspect) => inspect.run(global),
+            ImageCommand::Remove(remove) => remove.run(global),
             ImageCommand::Build(build) => build.run(global),
         }
     }

@@ -1,6 +1,6 @@
 //! `linkspan run`: a container, in a utility VM of its own or in one that runs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, value_parser};
@@ -9,9 +9,10 @@ use serde_json::json;
 use tracing::warn;
 
 use crate::attend::{Local, attend, streams, take_orders};
-use crate::control::{NewContainer, Request};
-use crate::error::{Context, Error};
-use crate::options::{Global, Process, ProcessOptions, VmOptions, Vmm, absolute};
+use crate::control::{LayerFile, NewContainer, Request};
+use crate::error::Error;
+use crate::images::ImageOptions;
+use crate::options::{Global, Process, ProcessOptions, VmOptions, Vmm};
 use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::signals::Signals;
@@ -26,8 +27,12 @@ const REMOVAL: Duration = Duration::from_secs(10);
 /// stdout and stderr are relayed apart, stdin with -i; signals are passed on. A second Ctrl-C
 /// within two seconds kills, a further one gives up.
 ///
-/// ROOTFS is a directory, a tar archive (plain, gzip, zstd, xz), or an ext4 image with or without a
-/// VHD footer. It is not changed: what the container writes goes with it.
+/// IMAGE is the name of a container image: one in the store (`linkspan image list`), else one of a
+/// registry that the name says (registry.example/app:1). Its command, user, environment and working
+/// directory are taken unless others are given. An OCI image layout or an image archive does too.
+///
+/// ROOTFS is a directory, a tar archive (plain, gzip, zstd, xz), or an ext4 or EROFS image with or
+/// without a VHD footer. Neither is changed: what the container writes goes with it.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Exit code: CMD's; 128 + n if signal n ended it; 125 if linkspan failed, 126 if CMD cannot be
@@ -35,6 +40,7 @@ run, 127 if there is no CMD.
 
 Examples:
   linkspan run rootfs.tar.gz -- cat /etc/os-release
+  linkspan image pull debian:12 && linkspan run debian:12 -- bash --version
   linkspan run -it --memory-mib 1024 ./rootfs sh
   tar c src | linkspan run -i rootfs.ext4 -- tar t
   linkspan run -p 8080:80 ./rootfs -- httpd -f -h /srv
@@ -78,8 +84,11 @@ pub(crate) struct Run {
     /// With --detach: remove it when it has ended
     #[arg(long, requires = "detach", help_heading = "Container")]
     rm: bool,
-    /// Directory, archive or image
-    rootfs: PathBuf,
+    #[command(flatten)]
+    images: ImageOptions,
+    /// Name of a container image; or a directory, archive or disk image
+    #[arg(value_name = "IMAGE|ROOTFS")]
+    root: PathBuf,
     /// Program and arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
@@ -96,16 +105,18 @@ enum Net {
 
 impl Run {
     pub(crate) async fn run(self, global: &Global) -> Result<u32, Error> {
-        let process = self.process.process(&self.command)?;
-        check_rootfs(&self.rootfs)?;
         if self.hostname.as_deref() == Some("") {
             return Err(Error::input("--hostname", "is empty"));
         }
         self.check_network()?;
+        let progress = Progress::new(global);
+        let root = self.images.find(&self.root, progress)?;
+        let entrypoint = self.images.entrypoint.as_deref();
+        let process = self.process.process_of(&root.process, entrypoint, &self.command)?;
         let mut signals = Signals::take_over()?;
         match self.uvm.clone() {
-            Some(uvm) => self.in_named(&uvm, process, global, &mut signals).await,
-            None => self.in_own(process, global, &mut signals).await,
+            Some(uvm) => self.in_named(&uvm, root.layers, process, global, &mut signals).await,
+            None => self.in_own(root.layers, process, global, &mut signals).await,
         }
     }
 
@@ -129,6 +140,7 @@ impl Run {
 
     async fn in_own(
         self,
+        layers: Vec<LayerFile>,
         process: Process,
         global: &Global,
         signals: &mut Signals,
@@ -136,7 +148,8 @@ impl Run {
         let progress = Progress::new(global);
         let vm = self.vm.resolve()?;
         let id = self.name.unwrap_or_else(container_id::random);
-        let mut layers = Layers::of(self.rootfs);
+        let layers = LayerFile::stack(layers);
+        let mut layers = layers.ok_or_else(|| Error::input("IMAGE", "has no layers"))?;
         if let Some(size) = self.scratch_mib {
             layers = layers.scratch_mib(size);
         }
@@ -162,6 +175,7 @@ impl Run {
     async fn in_named(
         self,
         uvm: &str,
+        layers: Vec<LayerFile>,
         process: Process,
         global: &Global,
         signals: &mut Signals,
@@ -170,7 +184,7 @@ impl Run {
         let local = Local { terminal: process.terminal.is_some(), stdin: process.stdin };
         let request = Request::Run(NewContainer {
             id: self.name,
-            rootfs: absolute(self.rootfs)?,
+            layers,
             process,
             hostname: self.hostname,
             scratch_mib: self.scratch_mib,
@@ -237,21 +251,5 @@ impl Plan {
             Err(_) => warn!("the guest does not remove the container; it goes with its machine"),
         }
         outcome
-    }
-}
-
-/// Says what is wrong with it before a machine is booted for it.
-fn check_rootfs(path: &Path) -> Result<(), Error> {
-    let metadata = path.metadata();
-    metadata.context(|| format!("ROOTFS {}", path.display()))?;
-    match linkspan_layer::detect(path) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let mut reason = error.to_string();
-            if !reason.contains(&*path.to_string_lossy()) {
-                reason = format!("{}: {reason}", path.display());
-            }
-            Err(Error::input("ROOTFS", reason))
-        }
     }
 }

@@ -11,7 +11,7 @@ use std::collections::btree_map;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use linkspan_host::{Child, Container, LayerProgress, Layers, ProcessHandle, Stream, UtilityVm};
+use linkspan_host::{Child, Container, LayerProgress, ProcessHandle, Stream, UtilityVm};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{RwLock, watch};
 use tracing::{info, warn};
@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::log::{KEPT, Log, Origin};
 use super::{milliseconds, since_1970};
 use crate::container_id;
-use crate::control::{ContainerEntry, NewContainer, State};
+use crate::control::{ContainerEntry, LayerFile, NewContainer, State};
 use crate::error::Error;
 use crate::options::Process;
 
@@ -265,7 +265,8 @@ async fn start(
     new: NewContainer,
     progress: impl Fn(LayerProgress<'_>) + Send + 'static,
 ) -> Result<(Container, Child), Error> {
-    let mut layers = Layers::of(new.rootfs);
+    let layers = LayerFile::stack(new.layers);
+    let mut layers = layers.ok_or_else(|| Error::input("layers", "are missing"))?;
     if let Some(size) = new.scratch_mib {
         layers = layers.scratch_mib(size);
     }

@@ -1,0 +1,34 @@
+//! `linkspan layer`: layers as disk images.
+
+mod build;
+mod inspect;
+mod verity;
+
+use clap::{Args, Subcommand};
+
+use crate::error::Error;
+use crate::options::Global;
+
+/// Make layers and look at them
+#[derive(Args, Debug)]
+pub(crate) struct Layer {
+    #[command(subcommand)]
+    command: LayerCommand,
+}
+
+#[derive(Subcommand, Debug)]
+enum LayerCommand {
+    Build(build::Build),
+    Inspect(inspect::Inspect),
+    Verity(verity::Verity),
+}
+
+impl Layer {
+    pub(crate) fn run(self, global: &Global) -> Result<u32, Error> {
+        match self.command {
+            LayerCommand::Build(build) => build.run(global),
+            LayerCommand::Inspect(inspect) => inspect.run(global),
+            LayerCommand::Verity(verity) => verity.run(global),
+        }
+    }
+}

@@ -57,6 +57,7 @@ impl User {
         command
             .env("LINKSPAN_IMAGE", image())
             .env("XDG_RUNTIME_DIR", self.home.path().join("run"))
+            .env("LINKSPAN_STORE", self.home.path().join("store"))
             .env("TMPDIR", self.home.path().join("tmp"))
             .kill_on_drop(true)
             .stdin(Stdio::null())

@@ -114,12 +114,18 @@ fn add_member<R: Read>(
 fn attributes(builder: &mut LayerBuilder<'_>, member: &Member) -> Result<Attributes, Problem> {
     let Member { header, records, .. } = member;
     let field = |field| move |cause| Problem::Header { field, cause };
-    let id = |key, value: io::Result<u64>| match records.number(key)? {
+    // A field that was left blank is zero, as GNU tar has it.
+    let blank = |at: std::ops::Range<usize>| {
+        header.as_bytes()[at].iter().all(|byte| matches!(byte, 0 | b' '))
+    };
+    let id = |key, value: io::Result<u64>, at| match records.number(key)? {
         Some(id) => Ok(id as u32),
+        None if blank(at) => Ok(0),
         None => value.map(|id| id as u32).map_err(field(key)),
     };
     let mtime = match records.time("mtime")? {
         Some(time) => time,
+        None if blank(136..148) => Timestamp::default(),
         // In the binary form of large numbers, times before 1970 are two's complements.
         None => {
             Timestamp { seconds: header.mtime().map_err(field("mtime"))? as i64, nanoseconds: 0 }
@@ -137,9 +143,12 @@ fn attributes(builder: &mut LayerBuilder<'_>, member: &Member) -> Result<Attribu
         }
     }
     Ok(Attributes {
-        mode: (header.mode().map_err(field("mode"))? & 0o7777) as u16,
-        uid: id("uid", header.uid())?,
-        gid: id("gid", header.gid())?,
+        mode: match blank(100..108) {
+            true => 0,
+            false => (header.mode().map_err(field("mode"))? & 0o7777) as u16,
+        },
+        uid: id("uid", header.uid(), 108..116)?,
+        gid: id("gid", header.gid(), 116..124)?,
         mtime,
         xattrs,
     })

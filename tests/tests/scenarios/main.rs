@@ -10,6 +10,7 @@ mod cli;
 mod concurrency;
 mod conformance;
 mod false_guest;
+mod images;
 mod layers;
 mod leaks;
 mod lifecycle;

@@ -167,6 +167,20 @@ fn missing_parents_are_made_like_their_own_parent() {
 }
 
 #[test]
+fn fields_left_blank_are_zero() {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(0);
+    tar.append_data(&mut header, "file", &b""[..]).unwrap();
+    let (out, _) = image_of_tar(&tar.into_inner().unwrap(), Options::default());
+    mounted(out.path(), true, |root| {
+        let found = root.join("file").metadata().unwrap();
+        let facts = (found.mode() & 0o7777, found.uid(), found.gid(), found.mtime());
+        assert_eq!(facts, (0, 0, 0, 0));
+    });
+}
+
+#[test]
 fn absolute_and_dotted_names_stay_inside() {
     let bytes = archive(&[(FILE, "/etc//./passwd", "", b"root"), (FILE, "./x/", "", b"")]);
     let (out, _) = image_of_tar(&bytes, Options::default());

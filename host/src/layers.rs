@@ -153,8 +153,8 @@ impl LayerSource {
         };
         let verity = match (pin, &form) {
             (None, _) => None,
-            (Some(pin), Form::Image(file, size)) => {
-                let pinned = pin.info(file, *size);
+            (Some(pin), Form::Image(file, _)) => {
+                let pinned = pin.info(file);
                 Some(pinned.map_err(|error| layer_error(&path, error))?)
             }
             (Some(_), _) => {

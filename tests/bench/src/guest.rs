@@ -58,9 +58,12 @@ impl Bench {
         self.kernel_args.iter().fold(builder, |builder, arg| builder.kernel_arg(arg))
     }
 
+    pub(crate) fn machine(&self, accel: Accel) -> Builder {
+        self.builder("bench", &self.image).accel(accel).boot_timeout(Duration::from_secs(120))
+    }
+
     pub(crate) async fn start(&self, accel: Accel, count: bool) -> Result<UtilityVm> {
-        let mut builder =
-            self.builder("bench", &self.image).accel(accel).boot_timeout(Duration::from_secs(120));
+        let mut builder = self.machine(accel);
         if count {
             builder = builder.cpus(1).count_instructions();
         }

@@ -6,6 +6,7 @@
 mod counters;
 mod guest;
 mod report;
+mod storage;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -59,6 +60,8 @@ enum Part {
     Instructions,
     /// Rates and times, on two processors.
     Rates,
+    /// Layers and disks: instructions, and times from attached to mounted.
+    Storage,
 }
 
 impl Arguments {
@@ -81,6 +84,15 @@ async fn main() -> Result<()> {
     }
     if arguments.wants(Part::Rates) {
         rates(&bench, arguments.megabytes << 20, &mut report).await?;
+    }
+    if arguments.wants(Part::Storage) {
+        let uvm = bench.start(Accel::Tcg, true).await?;
+        let mut counters = Counters::start(&uvm).await?;
+        storage::instructions(&uvm, &mut counters, &mut report).await?;
+        uvm.terminate().await;
+        let uvm = bench.machine(Accel::Auto).pmem(8).start().await?;
+        storage::latencies(&uvm, &mut report).await?;
+        uvm.terminate().await;
     }
     println!("{report}");
     if let Some(path) = &arguments.json {

@@ -1,6 +1,6 @@
 //! Containers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,6 +34,7 @@ pub struct ContainerBuilder {
     spec: Option<Value>,
     hostname: Option<String>,
     network: bool,
+    shares: Vec<Share>,
     progress: Box<dyn Fn(LayerProgress<'_>) + Send>,
 }
 
@@ -47,6 +48,7 @@ impl ContainerBuilder {
             spec: None,
             hostname: None,
             network: false,
+            shares: Vec::new(),
             progress: Box::new(|_| {}),
         }
     }
@@ -91,6 +93,19 @@ impl ContainerBuilder {
         Ok(self.spec(spec))
     }
 
+    /// Shows a directory of this host in the container at `target`, where `read_only` refuses writes
+    /// on this side already. A QEMU machine needs room for it
+    /// ([`Builder::shares`](crate::Builder::shares)) and `virtiofsd`, which takes root.
+    pub fn share(
+        mut self,
+        source: impl Into<PathBuf>,
+        target: impl Into<String>,
+        read_only: bool,
+    ) -> Self {
+        self.shares.push(Share { source: source.into(), target: target.into(), read_only });
+        self
+    }
+
     /// Gets to know how far the making of layer images has come. Called from another thread.
     pub fn on_progress(mut self, progress: impl Fn(LayerProgress<'_>) + Send + 'static) -> Self {
         self.progress = Box::new(progress);
@@ -108,7 +123,7 @@ impl ContainerBuilder {
     }
 
     async fn make(self) -> Result<Container> {
-        let Self { uvm, id, layers, process, spec, hostname, network, progress } = self;
+        let Self { uvm, id, layers, process, spec, hostname, network, shares, progress } = self;
         check_id(&id)?;
         if spec.is_none() && process.args.first().is_none_or(String::is_empty) {
             let reason = "is empty; give a program to run".to_owned();
@@ -137,6 +152,11 @@ impl ContainerBuilder {
             let what = || format!("combine the layers of {id}");
             uvm.modify(ModifyType::Add, plan.combined.clone(), what).await?;
             undo.push(Step::Uncombine(plan.combined.clone()));
+            for (number, share) in shares.iter().enumerate() {
+                let place = format!("{}/mounts/m{number}", plan.bundle);
+                let source = uvm.share(&share.source, share.read_only, place, &mut undo).await?;
+                add_mount(&mut spec, share.mount(&source))?;
+            }
             spec["root"]["path"] = json!(plan.combined.container_root_path);
             let document = HostedContainer {
                 schema_version: SchemaVersion::MINIMUM,
@@ -176,6 +196,30 @@ async fn connect(uvm: &Shared, spec: &mut Value, undo: &mut Undo) -> Result<()> 
     let what = || "connect the adapter".to_owned();
     uvm.modify(ModifyType::Add, UserNetwork::adapter(), what).await?;
     spec["windows"]["network"]["networkNamespace"] = json!(UserNetwork::NAMESPACE);
+    Ok(())
+}
+
+/// A directory of this host in a container.
+struct Share {
+    source: PathBuf,
+    target: String,
+    read_only: bool,
+}
+
+impl Share {
+    /// The container's mount of it, where the guest sees it at `source`.
+    fn mount(&self, source: &str) -> Value {
+        let access = if self.read_only { "ro" } else { "rw" };
+        let options = ["rbind", access];
+        json!({"destination": self.target, "type": "bind", "source": source, "options": options})
+    }
+}
+
+fn add_mount(spec: &mut Value, mount: Value) -> Result<()> {
+    let bad = |reason: &str| Error::Option { option: "spec", reason: reason.to_owned() };
+    let spec = spec.as_object_mut().ok_or_else(|| bad("is no JSON object"))?;
+    let mounts = spec.entry("mounts").or_insert_with(|| json!([]));
+    mounts.as_array_mut().ok_or_else(|| bad("has mounts that are no list"))?.push(mount);
     Ok(())
 }
 
@@ -320,8 +364,11 @@ impl Container {
             let late = |_| Error::TimedOut { what: what(), seconds: KILL.as_secs() };
             tokio::time::timeout(KILL, init.wait()).await.map_err(late)??;
         }
-        let combined =
-            self.teardown.run_while(&self.uvm, |step| matches!(step, Step::Uncombine(_))).await;
+        // The guest deletes the bundle, where nothing may be mounted then.
+        let within = |step: &Step| {
+            matches!(step, Step::Uncombine(_) | Step::Undirectory(_) | Step::Unshare(_))
+        };
+        let combined = self.teardown.run_while(&self.uvm, within).await;
         let deleted = self.uvm.bridge.call(&self.id, &DeleteContainerState {}, what).await;
         self.uvm.bridge.forget_container(self.id.as_str());
         let rest = self.teardown.run(&self.uvm).await;

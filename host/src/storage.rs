@@ -1,11 +1,13 @@
 //! Layers of a running machine: each is attached and mounted once, for all containers that want it.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use linkspan_protocol::resource::{ModifyType, Resource, ScsiDevice, VerityInfo};
+use linkspan_protocol::resource::{MappedDirectory, ModifyType, Resource, ScsiDevice, VerityInfo};
 use tracing::warn;
 
 use crate::attachments::{Acquired, Attachments, Released, Slot};
+use crate::error::Context;
 use crate::layers::{LayerKey, LayerProgress, LayerSource, mount_of, mount_path};
 use crate::undo::{Step, Undo};
 use crate::uvm::Shared;
@@ -176,6 +178,34 @@ impl Shared {
         };
         self.attachments_changed.notify_waiters();
         outcome
+    }
+
+    /// Shares a directory, mounts it in the guest at `place` if it is not visible there anyway, and
+    /// gives its path there.
+    pub(crate) async fn share(
+        &self,
+        directory: &Path,
+        read_only: bool,
+        place: String,
+        undo: &mut Undo,
+    ) -> Result<String> {
+        if self.vmm.shares_directories() {
+            let found = std::fs::canonicalize(directory);
+            let found = found.context(|| format!("find {}", directory.display()))?;
+            return Ok(found.display().to_string());
+        }
+        let tag = self.vmm.share_directory(directory, read_only).await?;
+        undo.push(Step::Unshare(tag.clone()));
+        let mapped = MappedDirectory {
+            mount_path: place.clone(),
+            share_name: tag,
+            read_only,
+            ..MappedDirectory::default()
+        };
+        let what = || format!("mount {} in the guest", directory.display());
+        self.modify(ModifyType::Add, mapped.clone(), what).await?;
+        undo.push(Step::Undirectory(mapped));
+        Ok(place)
     }
 
     /// Takes a disk out of the guest, then out of the machine.

@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use linkspan_protocol::message::{ContainerId, ModifySettings};
-use linkspan_protocol::resource::{CombinedLayers, MappedVirtualDisk, ModifyType, Resource};
+use linkspan_protocol::resource::{
+    CombinedLayers, MappedDirectory, MappedVirtualDisk, ModifyType, Resource,
+};
 use tracing::warn;
 
 use crate::Result;
@@ -23,6 +25,10 @@ pub(crate) enum Step {
     Detach(ScsiAddress),
     /// Take the machine's adapter out of its namespace, and let others have it.
     Disconnect,
+    /// Unmount a directory of this host.
+    Undirectory(MappedDirectory),
+    /// Share it no longer.
+    Unshare(String),
     /// Let go of a layer, which others may still use.
     Unlayer(LayerKey),
 }
@@ -93,6 +99,11 @@ async fn take_back(uvm: &Shared, step: &Step) -> Result<()> {
             uvm.attachments().free(*address);
             unplugged
         }
+        Step::Undirectory(directory) => {
+            let what = format!("unmount {}", directory.mount_path);
+            remove(directory.clone().into(), what).await
+        }
+        Step::Unshare(tag) => uvm.vmm.unshare_directory(tag).await,
         Step::Unlayer(key) => uvm.release_layer(key).await,
     }
 }

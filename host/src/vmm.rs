@@ -10,6 +10,7 @@ pub(crate) mod qemu;
 
 use std::fmt;
 use std::fs::File;
+use std::path::Path;
 
 use async_trait::async_trait;
 use hyperv_socket::Stream;
@@ -140,6 +141,19 @@ pub trait Vmm: Send + Sync + fmt::Debug {
     async fn attach_pmem(&self, number: u32, _disk: Disk) -> Result<()> {
         let reason = format!("{number}: the {} backend has none", self.backend());
         Err(crate::Error::Option { option: "persistent memory", reason })
+    }
+
+    /// Shares a directory of this host by virtio-fs, and gives the tag under which the guest
+    /// mounts it.
+    async fn share_directory(&self, directory: &Path, _read_only: bool) -> Result<String> {
+        let reason = format!("{}: the {} backend cannot", directory.display(), self.backend());
+        Err(crate::Error::Option { option: "share", reason })
+    }
+
+    /// Takes a share away; the guest has let go of it.
+    async fn unshare_directory(&self, tag: &str) -> Result<()> {
+        let reason = format!("{tag:?} is not shared");
+        Err(crate::Error::Option { option: "share", reason })
     }
 
     /// Waits for the end, however it comes.

@@ -8,7 +8,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::error::Context;
 use crate::guest_path::GuestPath;
-use crate::storage::{Server, Share, blocking};
+use crate::storage::{Server, Share, appear_slowly, blocking};
 use crate::uvm::Uvm;
 use crate::{Error, Result};
 
@@ -28,7 +28,12 @@ pub(super) async fn add(uvm: &Uvm, directory: MappedDirectory) -> Result<()> {
         reason: format!("{} is not a port", directory.port),
     })?;
     if port == 0 {
-        return blocking(move || share.mount(&Server::Device)).await;
+        let what = format!("the virtio-fs device {:?}", share.name);
+        let mount = async || {
+            let share = share.clone();
+            blocking(move || share.mount_device()).await
+        };
+        return appear_slowly(&what, mount).await;
     }
     let stream = hyperv_socket::connect(&uvm.host, port).await;
     let stream = stream.context(|| format!("connect to the host's 9p server at port {port}"))?;

@@ -137,14 +137,30 @@ pub(crate) async fn appear_within<T>(
     what: &(dyn std::fmt::Display + Sync),
     look: impl Fn() -> Result<Option<T>>,
 ) -> Result<T> {
+    until(limit, what, async || look()).await
+}
+
+/// As [`appear`], where to look takes its time.
+pub(crate) async fn appear_slowly<T>(
+    what: &(dyn std::fmt::Display + Sync),
+    look: impl AsyncFn() -> Result<Option<T>>,
+) -> Result<T> {
+    until(APPEARANCE, what, look).await
+}
+
+async fn until<T>(
+    limit: Duration,
+    what: &(dyn std::fmt::Display + Sync),
+    look: impl AsyncFn() -> Result<Option<T>>,
+) -> Result<T> {
     // Mostly it is there already.
-    if let Some(found) = look()? {
+    if let Some(found) = look().await? {
         return Ok(found);
     }
     let mut events = DeviceEvents::subscribe().context(|| "hear of devices".to_owned())?;
     let found = async {
         loop {
-            if let Some(found) = look()? {
+            if let Some(found) = look().await? {
                 return Ok(found);
             }
             events.next().await.context(|| format!("wait for {what}"))?;

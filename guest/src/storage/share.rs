@@ -10,6 +10,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::mount::MsFlags;
 
 use super::mount::{MountPoint, make_directory};
@@ -28,7 +29,7 @@ pub(crate) enum Server {
 }
 
 /// A directory of the host at a path.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Share {
     pub(crate) name: String,
     pub(crate) target: PathBuf,
@@ -45,6 +46,20 @@ impl Share {
                 Err(Error::Argument { field: "ShareName", reason })
             }
             false => Ok(()),
+        }
+    }
+
+    /// As [`mount`](Self::mount), from a device; `None` while there is none with the tag.
+    pub(crate) fn mount_device(&self) -> Result<Option<()>> {
+        match self.mount(&Server::Device) {
+            Ok(()) => Ok(Some(())),
+            // The kernel's word for a tag that it does not know.
+            Err(Error::Io { source, .. })
+                if source.raw_os_error() == Some(Errno::EINVAL as i32) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -42,6 +42,7 @@ pub enum Backend {
 /// | [`image`](Self::image) | none: a kernel and an initrd (QEMU), or an agent (loopback), is needed |
 /// | [`memory_mib`](Self::memory_mib) | 512 |
 /// | [`pmem`](Self::pmem) | 0 pieces |
+/// | [`shares`](Self::shares) | 0 directories |
 /// | [`cpus`](Self::cpus) | 2 |
 /// | [`accel`](Self::accel) | KVM where it works |
 /// | [`boot_timeout`](Self::boot_timeout) | 60 s |
@@ -55,6 +56,7 @@ pub struct Builder {
     agent: Option<PathBuf>,
     memory_mib: u32,
     pmem: u32,
+    shares: u32,
     cpus: u32,
     accel: Accel,
     boot_timeout: Duration,
@@ -77,6 +79,7 @@ impl Builder {
             agent: None,
             memory_mib: 512,
             pmem: 0,
+            shares: 0,
             cpus: 2,
             accel: Accel::Auto,
             boot_timeout: Duration::from_secs(60),
@@ -138,6 +141,14 @@ impl Builder {
     /// is a piece left; all others are SCSI disks. QEMU only.
     pub fn pmem(mut self, pieces: u32) -> Self {
         self.pmem = pieces;
+        self
+    }
+
+    /// How many directories may be shared with containers at once, up to 16; see
+    /// [`ContainerBuilder::share`](crate::ContainerBuilder::share). The loopback backend needs none
+    /// to be set aside.
+    pub fn shares(mut self, directories: u32) -> Self {
+        self.shares = directories;
         self
     }
 
@@ -286,6 +297,7 @@ impl Builder {
                     kernel_arguments: kernel_args,
                     memory_mib: self.memory_mib,
                     pmem: self.pmem,
+                    shares: self.shares,
                     cpus: self.cpus,
                     accel: self.accel,
                     qemu: self.qemu,

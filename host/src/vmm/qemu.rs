@@ -14,6 +14,7 @@
 //! | `vsock`     | the guest's connections: our device, or in `vhost` the kernel's |
 //! | `disks`     | attaching and detaching                                         |
 //! | `pmem`      | attaching persistent memory                                     |
+//! | `shares`    | sharing directories                                             |
 
 mod arguments;
 mod console;
@@ -24,6 +25,7 @@ mod options;
 mod pmem;
 mod process;
 mod qmp;
+mod shares;
 mod vhost;
 mod vsock;
 
@@ -50,6 +52,7 @@ use self::console::Console;
 use self::disks::Disks;
 use self::process::Process;
 use self::qmp::Qmp;
+use self::shares::Shares;
 use self::vsock::Vsock;
 use super::{Accept, Disk, FollowConsole, PortListener, ScsiAddress, VmExit, Vmm};
 use crate::Result;
@@ -70,6 +73,7 @@ pub(crate) struct Qemu {
     vsock: Arc<Vsock>,
     disks: Disks,
     pmem: u32,
+    shares: Shares,
     told: Arc<AtomicBool>,
     exit: watch::Receiver<Option<VmExit>>,
 }
@@ -103,6 +107,7 @@ impl Qemu {
             kernel_arguments: &kernel_arguments,
             memory_mib: options.memory_mib,
             pmem: options.pmem,
+            shares: options.shares,
             cpus: options.cpus,
             accelerator,
             icount: options.icount,
@@ -160,6 +165,7 @@ impl Qemu {
             process,
             disks: Disks::new(qmp.clone()),
             pmem: options.pmem,
+            shares: Shares::new(qmp.clone(), options.shares),
             qmp,
             console,
             vsock,
@@ -201,6 +207,14 @@ impl Vmm for Qemu {
 
     async fn attach_pmem(&self, number: u32, disk: Disk) -> Result<()> {
         Ok(pmem::attach(&self.qmp, number, disk).await?)
+    }
+
+    async fn share_directory(&self, directory: &Path, read_only: bool) -> Result<String> {
+        Ok(self.shares.add(directory, read_only).await?)
+    }
+
+    async fn unshare_directory(&self, tag: &str) -> Result<()> {
+        Ok(self.shares.remove(tag).await?)
     }
 
     async fn exited(&self) -> VmExit {

@@ -18,6 +18,7 @@ mod network;
 mod nothing_left;
 mod operations;
 mod programs;
+mod shares;
 mod stdio;
 mod storage;
 mod terminal;

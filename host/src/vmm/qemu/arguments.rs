@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use super::error::QemuError;
+use super::shares::port_name;
 use crate::network::UserNetwork;
 
 /// SCSI controllers of a machine.
@@ -49,6 +50,8 @@ pub(super) struct Machine<'a> {
     pub(super) memory_mib: u32,
     /// Pieces of persistent memory that may be added.
     pub(super) pmem: u32,
+    /// Directories that may be shared.
+    pub(super) shares: u32,
     pub(super) cpus: u32,
     pub(super) accelerator: Accelerator,
     pub(super) icount: bool,
@@ -109,6 +112,10 @@ impl Machine<'_> {
             line.option("-device", "virtio-rng-pci");
             for controller in 0..CONTROLLERS {
                 line.option("-device", format!("virtio-scsi-pci,id=scsi{controller}"));
+            }
+            for share in 0..self.shares {
+                let (name, chassis) = (port_name(share), share + 1);
+                line.option("-device", format!("pcie-root-port,id={name},chassis={chassis}"));
             }
         }
         match self.vsock {
@@ -193,6 +200,7 @@ mod tests {
             kernel_arguments: &[],
             memory_mib: 512,
             pmem: 0,
+            shares: 0,
             cpus: 2,
             accelerator,
             icount: false,

@@ -215,13 +215,21 @@ impl Plan {
 
 async fn detach(qmp: &Qmp, address: ScsiAddress) -> Result<(), QmpError> {
     let (name, set) = (name(address), set(address));
+    delete_device(qmp, &name).await?;
+    qmp.run("blockdev-del", json!({ "node-name": name })).await?;
+    qmp.run("remove-fd", json!({ "fdset-id": set })).await?;
+    Ok(())
+}
+
+/// Has QEMU take a device away, and waits until it has.
+pub(super) async fn delete_device(qmp: &Qmp, name: &str) -> Result<(), QmpError> {
     let mut events = qmp.events(); // before the command, for the event may come before the answer
     qmp.run("device_del", json!({ "id": name })).await?;
     let gone = async {
         loop {
             match events.recv().await {
                 Ok(event) if event.name == "DEVICE_DELETED" => {
-                    if event.text("device") == Some(name.as_str()) {
+                    if event.text("device") == Some(name) {
                         return Ok(());
                     }
                 }
@@ -237,13 +245,8 @@ async fn detach(qmp: &Qmp, address: ScsiAddress) -> Result<(), QmpError> {
     let either = async {
         tokio::select! { gone = gone => gone, ended = ended => ended }
     };
-    match timeout(UNPLUG_TIME, either).await {
-        Ok(result) => result?,
-        Err(_) => return Err(QmpError::TimedOut("device_del".into())),
-    }
-    qmp.run("blockdev-del", json!({ "node-name": name })).await?;
-    qmp.run("remove-fd", json!({ "fdset-id": set })).await?;
-    Ok(())
+    let late = |_| Err(QmpError::TimedOut("device_del".into()));
+    timeout(UNPLUG_TIME, either).await.unwrap_or_else(late)
 }
 
 /// What a disk's node and device are called.

@@ -123,6 +123,17 @@ pub enum QemuError {
         /// Why not.
         problem: String,
     },
+    /// A directory cannot be shared.
+    #[error("share {}: {problem}", path.display())]
+    Share {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
+    /// More shares than a machine takes.
+    #[error("shares: {0} are more than the {most} that a machine takes", most = super::shares::MOST)]
+    Shares(u32),
     /// More pieces of persistent memory than a machine takes.
     #[error("pmem: {0} pieces are more than the {most} that a machine takes", most = super::pmem::MOST)]
     PmemSlots(u32),

@@ -85,6 +85,7 @@ async fn probe(
         kernel_arguments: &arguments.map(str::to_owned),
         memory_mib: 128,
         pmem: 0,
+        shares: 0,
         cpus: 1,
         accelerator,
         icount: false,

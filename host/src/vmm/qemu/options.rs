@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::arguments::Accelerator;
 use super::error::QemuError;
-use super::{kvm, pmem};
+use super::{kvm, pmem, shares};
 use crate::network::UserNetwork;
 
 /// What runs the guest's instructions.
@@ -37,6 +37,8 @@ pub(crate) struct QemuOptions {
     pub memory_mib: u32,
     /// Pieces of persistent memory that may be added while it runs, up to 128.
     pub pmem: u32,
+    /// Directories that may be shared at once, up to 16.
+    pub shares: u32,
     /// 1 to 255.
     pub cpus: u32,
     /// KVM or not.
@@ -71,6 +73,7 @@ impl QemuOptions {
             kernel_arguments: Vec::new(),
             memory_mib: 512,
             pmem: 0,
+            shares: 0,
             cpus: 1,
             accel: Accel::Auto,
             qemu: None,
@@ -93,6 +96,9 @@ impl QemuOptions {
         }
         if self.pmem > pmem::MOST {
             return Err(QemuError::PmemSlots(self.pmem));
+        }
+        if self.shares > shares::MOST {
+            return Err(QemuError::Shares(self.shares));
         }
         if self.icount && self.cpus != 1 {
             return Err(QemuError::Icount("several processors"));

@@ -1,12 +1,12 @@
-//! One QEMU process that cannot outlive us.
+//! One QEMU process, or a helper of it, that cannot outlive us.
 //!
 //! The kernel's parent-death signal is tied to the *thread* that forked, and tokio's threads come
 //! and go. So each process has a keeper: a thread that starts it, waits for it and does nothing
 //! else. When we die, by whatever signal, the keeper dies and QEMU with it.
 #![allow(unsafe_code)]
-// UNSAFE: prctl, getppid and fcntl between fork and exec.
+// UNSAFE: prctl, getppid, fcntl, unshare and mount between fork and exec.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -17,10 +17,12 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
 use rustix::process::{
     Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal,
 };
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::{oneshot, watch};
@@ -49,6 +51,16 @@ impl Process {
         arguments: Vec<OsString>,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Self, QemuError> {
+        Self::spawn_on(program, arguments, descriptors, None).await
+    }
+
+    /// As [`spawn`](Self::spawn); the process sees the directory `fixed` read-only.
+    pub(super) async fn spawn_on(
+        program: PathBuf,
+        arguments: Vec<OsString>,
+        descriptors: Vec<OwnedFd>,
+        fixed: Option<CString>,
+    ) -> Result<Self, QemuError> {
         let (started_sender, started) = oneshot::channel();
         let (status_sender, status) = watch::channel(None);
         thread::Builder::new()
@@ -56,7 +68,7 @@ impl Process {
             .spawn({
                 let program = program.clone();
                 move || {
-                    let keep = start(program, arguments, descriptors);
+                    let keep = start(program, arguments, descriptors, fixed);
                     let mut child = match keep {
                         Ok((child, handle)) => {
                             let mut child = child;
@@ -149,6 +161,7 @@ fn start(
     program: PathBuf,
     arguments: Vec<OsString>,
     descriptors: Vec<OwnedFd>,
+    fixed: Option<CString>,
 ) -> io::Result<(Child, OwnedFd)> {
     let us = Pid::from_raw(std::process::id().cast_signed());
     let mut command = Command::new(program);
@@ -167,9 +180,17 @@ fn start(
         for descriptor in &descriptors {
             fcntl_setfd(descriptor.as_fd(), FdFlags::empty())?;
         }
+        if let Some(fixed) = &fixed {
+            let fixed = fixed.as_c_str();
+            // SAFETY: the file descriptor table, whose unsharing could surprise, is not unshared.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+            mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+            mount_bind(fixed, fixed)?;
+            mount_remount(fixed, MountFlags::BIND | MountFlags::RDONLY, c"")?;
+        }
         Ok(())
     };
-    // SAFETY: `prepare` makes three kinds of system calls and nothing else: it takes no locks and
+    // SAFETY: `prepare` makes a few kinds of system calls and nothing else: it takes no locks and
     // does not allocate, its error values included.
     unsafe { command.pre_exec(prepare) };
     let mut child = command.spawn()?;

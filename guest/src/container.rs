@@ -77,6 +77,11 @@ pub(crate) struct Container {
 }
 
 impl Container {
+    /// Where its bundle is.
+    pub(crate) fn bundle(&self) -> &Path {
+        self.bundle.as_path()
+    }
+
     /// The process of that pid.
     pub(crate) fn process(&self, pid: u32) -> Result<Rc<Process>> {
         if self.init.pid() == pid {

@@ -49,9 +49,11 @@ pub(crate) async fn modify(uvm: &Uvm, target: &ContainerId, request: ModifyReque
         (Resource::MappedDirectory(directory), ModifyType::Remove) => {
             mapped_directory::remove(uvm, directory).await
         }
-        (Resource::CombinedLayers(layers), ModifyType::Add) => combined_layers::add(layers).await,
+        (Resource::CombinedLayers(layers), ModifyType::Add) => {
+            combined_layers::add(uvm, layers).await
+        }
         (Resource::CombinedLayers(layers), ModifyType::Remove) => {
-            combined_layers::remove(layers).await
+            combined_layers::remove(uvm, layers).await
         }
         (Resource::ScsiDevice(device), ModifyType::Remove) => {
             let (controller, lun) = (device.controller, device.lun);

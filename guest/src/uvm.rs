@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -97,6 +97,14 @@ impl Uvm {
         }
         containers.insert(id.to_owned(), Slot::Creating);
         Ok(Reservation { uvm: self, id: id.to_owned() })
+    }
+
+    /// Whether a container has this bundle, or is being made and may get it.
+    pub(crate) fn has_bundle(&self, bundle: &Path) -> bool {
+        self.containers.borrow().iter().any(|(id, slot)| match slot {
+            Slot::Creating => bundle.ends_with(id),
+            Slot::Made(container) => container.bundle() == bundle,
+        })
     }
 
     pub(crate) fn container(&self, id: &str) -> Result<Rc<Container>> {

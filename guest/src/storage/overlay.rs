@@ -28,13 +28,14 @@ pub(crate) fn bundle_needs_bind(root: &Path, scratch: &Path) -> Option<PathBuf> 
 }
 
 impl Overlay {
-    /// Mounts it. After a failure everything is as before.
-    pub(crate) fn mount(&self) -> Result<()> {
+    /// Mounts it. Gives the directory above the root, if it has been brought onto the scratch disk.
+    /// After a failure everything is as before.
+    pub(crate) fn mount(&self) -> Result<Option<PathBuf>> {
         let bind = match &self.scratch {
             Some(scratch) => bundle_needs_bind(&self.root, scratch).map(|bundle| (bundle, scratch)),
             None => None,
         };
-        let Some((bundle, scratch)) = bind else { return self.mount_root() };
+        let Some((bundle, scratch)) = bind else { return self.mount_root().map(|()| None) };
         let source = scratch.join("bundle");
         let made = [make_directory(&source, 0o755)?, make_directory(&bundle, 0o755)?];
         let point = MountPoint {
@@ -50,7 +51,7 @@ impl Overlay {
             return Err(error);
         }
         made.into_iter().for_each(super::Made::keep);
-        Ok(())
+        Ok(Some(bundle))
     }
 
     fn mount_root(&self) -> Result<()> {

@@ -18,6 +18,7 @@ conversations!(
     a_disk_that_never_comes_is_an_error_in_time,
     roots_of_no_one_and_many_layers,
     a_root_that_fails_leaves_what_was_there,
+    a_container_that_never_comes_leaves_its_scratch_free,
     options_that_contradict_each_other_are_refused,
     what_this_machine_has_not_is_said,
 );
@@ -218,6 +219,31 @@ async fn a_root_that_fails_leaves_what_was_there(connection: &mut Connection<'_>
     let look = format!("cd {bundle}; /bin/busybox cat rootfs/file s/upper/file; ls s");
     assert_eq!(sh(connection, &look).await, "mine\nmine\nupper");
     sh(connection, &format!("/bin/busybox rm -rf {bundle}")).await;
+}
+
+async fn a_container_that_never_comes_leaves_its_scratch_free(connection: &mut Connection<'_>) {
+    connection.negotiate().await;
+    let (file, scratch, id) = (blank(64), "/run/mounts/scsi/lonely", &unique("lonely"));
+    connection.host().attach(5, &file, false).await;
+    let ensure = at(5, scratch, json!({"EnsureFilesystem": true, "Filesystem": "ext4"}));
+    connection.modify("Add", DISK, ensure.clone()).await.expect_success();
+    let root = format!("/run/gcs/c/{id}/rootfs");
+    let settings = json!({
+        "ContainerRootPath": root,
+        "Layers": [{"Path": "/run/layers/base"}],
+        "ScratchPath": format!("{scratch}/scratch/{id}"),
+    });
+    for _ in 0..2 {
+        connection.modify("Add", "CombinedLayers", settings.clone()).await.expect_success();
+        let bound = format!("/bin/busybox grep -c ' /run/gcs/c/{id} ' /proc/mounts");
+        assert_eq!(sh(connection, &bound).await, "1", "all of the bundle is on the scratch disk");
+        let remove = json!({"ContainerRootPath": root});
+        connection.modify("Remove", "CombinedLayers", remove).await.expect_success();
+    }
+    // No container has deleted anything, and yet the disk is free.
+    connection.modify("Remove", DISK, ensure).await.expect_success();
+    assert_eq!(sh(connection, &format!("ls -d /run/gcs/c/{id} || echo none")).await, "none");
+    unplug(connection, 5).await;
 }
 
 async fn options_that_contradict_each_other_are_refused(connection: &mut Connection<'_>) {

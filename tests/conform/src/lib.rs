@@ -15,6 +15,7 @@
 //! | `machine`     | a utility VM of our own, with disks for all checks                  |
 //! | `run`         | statement by statement, within limits                               |
 //! | `transcript`  | what went over the wire, decoded; `report`: what is told of it      |
+//! | `simulated`   | a guest in this process, right or with a defect: what the harness is tried on |
 //! | `wire`        | frames and documents by hand                                        |
 
 pub mod container;
@@ -26,6 +27,7 @@ mod observer;
 pub mod report;
 pub mod run;
 pub mod session;
+pub mod simulated;
 pub mod statement;
 pub mod target;
 pub mod transcript;

@@ -74,6 +74,11 @@ impl Observer {
         std::mem::take(&mut self.violations)
     }
 
+    /// Whether something has been noted since the last [`take`](Self::take).
+    pub(crate) fn has_violations(&self) -> bool {
+        !self.violations.is_empty()
+    }
+
     /// Notes a violation of a statement.
     pub(crate) fn violation(&mut self, statement: u32, text: impl Into<String>) {
         self.violations.push((statement, text.into()));

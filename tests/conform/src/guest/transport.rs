@@ -111,8 +111,13 @@ pub(super) async fn ids(s: &mut Session) -> Checked {
 
 pub(super) async fn whole(s: &mut Session) -> Checked {
     s.ready().await?;
+    s.call(PROPERTIES, "nowhere", json!({})).await?;
+    s.call(STACKS, UVM_ID, json!({})).await?;
+    if s.observer.has_violations() {
+        return Ok(());
+    }
     let outcome = flood(s).await;
-    // Whatever is wrong with a frame here is so because it was not alone.
+    // Whatever is wrong with a frame that was right when it was alone is so for its company.
     for (_, text) in s.observer.take() {
         s.observer.violation(11, text);
     }

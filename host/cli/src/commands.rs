@@ -2,6 +2,7 @@
 
 pub(crate) mod completions;
 pub(crate) mod conform;
+pub(crate) mod decode;
 pub(crate) mod exec;
 pub(crate) mod image;
 pub(crate) mod images;
@@ -9,6 +10,8 @@ pub(crate) mod kill;
 pub(crate) mod layer;
 pub(crate) mod logs;
 pub(crate) mod ps;
+pub(crate) mod record;
+pub(crate) mod replay;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod stats;

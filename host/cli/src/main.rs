@@ -74,6 +74,9 @@ enum Command {
     Image(commands::image::Image),
     Layer(commands::layer::Layer),
     Conform(Box<commands::conform::Conform>),
+    Record(commands::record::Record),
+    Replay(commands::replay::Replay),
+    Decode(commands::decode::Decode),
     Completions(commands::completions::Completions),
     Version(commands::version::Version),
 }
@@ -139,6 +142,9 @@ fn run(cli: Cli) -> Result<u32, Error> {
             Command::Image(image) => image.run(&global),
             Command::Layer(layer) => layer.run(&global),
             Command::Conform(conform) => conform.run(&global).await,
+            Command::Record(record) => record.run().await,
+            Command::Replay(replay) => replay.run(&global).await,
+            Command::Decode(decode) => decode.run(&global),
             Command::Completions(_) | Command::Version(_) => Ok(0),
         }
     });

@@ -15,15 +15,19 @@
 //! | `machine`     | a utility VM of our own, with disks for all checks                  |
 //! | `run`         | statement by statement, within limits                               |
 //! | `transcript`  | what went over the wire, decoded; `report`: what is told of it      |
+//! | `capture`     | pcapng captures; `record`: between a host and a guest; `replay`: one side again |
 //! | `simulated`   | a guest in this process, right or with a defect: what the harness is tried on |
 //! | `wire`        | frames and documents by hand                                        |
 
+pub mod capture;
 pub mod container;
 pub mod environment;
 pub mod guest;
 pub mod inner;
 pub mod machine;
 mod observer;
+pub mod record;
+pub mod replay;
 pub mod report;
 pub mod run;
 pub mod session;

@@ -424,3 +424,34 @@ fn cli_conform_checks_an_agent_in_a_machine_and_one_that_is_none() {
     assert_eq!(checked.status.code(), Some(1), "{text}");
     assert!(text.contains("-> NegotiateProtocol") && text.contains("FAIL"), "{text}");
 }
+
+#[test]
+fn cli_record_writes_what_cli_decode_shows() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| format!("hybrid:{}", directory.path().join(name).display());
+    let capture = directory.path().join("run.pcapng");
+    let mut recorder = std::process::Command::new(cli())
+        .args(["record", "--guest", &at("guest"), "--host", &at("host")])
+        .arg(&capture)
+        .spawn()
+        .expect("run linkspan record");
+    // As a guest would, before there is a host: it sees its connection end.
+    let bridge = directory.path().join("guest_1073741824");
+    let begun = Instant::now();
+    let stream = loop {
+        match std::os::unix::net::UnixStream::connect(&bridge) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(begun.elapsed() < Duration::from_secs(20), "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(std::io::Read::read(&mut &stream, &mut [0; 1]).unwrap(), 0);
+    let pid = Pid::from_raw(i32::try_from(recorder.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    assert!(recorder.wait().unwrap().success());
+    let decoded = std::process::Command::new(cli()).arg("decode").arg(&capture).output().unwrap();
+    let text = String::from_utf8_lossy(&decoded.stdout);
+    assert!(decoded.status.success() && text.contains("bridge #0 connected"), "{text}");
+    let bad = std::process::Command::new(cli()).arg("decode").arg("/dev/zero.pcapng").output();
+    assert_eq!(bad.unwrap().status.code(), Some(125));
+}

@@ -26,6 +26,8 @@ pub(crate) enum Need {
     ErofsTools,
     /// Makes and checks hash trees.
     VerityTools,
+    /// Reads captures with our dissector.
+    Tshark,
     /// Links every program.
     Compiler,
     /// Links the guest agent statically.
@@ -49,6 +51,7 @@ pub(crate) const EVERYTHING: &[Need] = &[
     Need::Ext4Tools,
     Need::ErofsTools,
     Need::VerityTools,
+    Need::Tshark,
 ];
 
 /// For fuzzing.
@@ -63,6 +66,7 @@ impl Need {
             Self::Ext4Tools => Some("e2fsprogs"),
             Self::ErofsTools => Some("erofs-utils"),
             Self::VerityTools => Some("cryptsetup-bin"),
+            Self::Tshark => Some("tshark"),
             Self::Compiler => Some("gcc"),
             Self::StaticC => Some("libc6-dev"),
             Self::CxxCompiler => Some("g++"),
@@ -79,6 +83,7 @@ impl Need {
                 "mkfs.erofs and fsck.erofs are what our EROFS images are held against"
             }
             Self::VerityTools => "veritysetup makes the hash trees that ours are held against",
+            Self::Tshark => "tshark tries the dissector of recorded conversations",
             Self::Compiler => "cc links every Rust program",
             Self::StaticC => "libc.a goes into the static guest agent",
             Self::CxxCompiler => "c++ compiles libFuzzer",
@@ -93,6 +98,7 @@ impl Need {
             Self::Ext4Tools => ["mke2fs", "e2fsck"].iter().all(|name| find_program(name).is_some()),
             Self::ErofsTools => find_program("fsck.erofs").is_some(),
             Self::VerityTools => find_program("veritysetup").is_some(),
+            Self::Tshark => find_program("tshark").is_some(),
             Self::Compiler => find_program("cc").is_some(),
             // The compiler answers with a bare name when it has no such file.
             Self::StaticC => output("cc", &["-print-file-name=libc.a"])

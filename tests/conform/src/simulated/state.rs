@@ -176,11 +176,10 @@ fn make(guest: &Guest, envelope: &Envelope, create: linkspan_protocol::message::
     let annotation = |key: &str| spec["annotations"][key].as_str();
     match annotation("io.kubernetes.cri.container-type") {
         None => {}
-        Some("sandbox") => {
-            if annotation("io.microsoft.cri.skip-pod-networking") != Some("true") {
-                return Err(fault(HResult::ELEMENT_NOT_FOUND, "no such network namespace"));
-            }
+        Some("sandbox") if annotation("io.microsoft.cri.skip-pod-networking") != Some("true") => {
+            return Err(fault(HResult::ELEMENT_NOT_FOUND, "no such network namespace"));
         }
+        Some("sandbox") => {}
         Some("container") => {
             if spec["hostname"].as_str().is_some_and(|name| !name.is_empty()) {
                 return Err(fault(HResult::FAIL, "a workload has no host name"));

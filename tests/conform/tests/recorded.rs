@@ -61,8 +61,8 @@ fn recorded(only: &[u32]) -> Vec<u8> {
         assert_eq!(report.deviations(), [0; 0], "{}", report.table());
         guest.abort();
         recorder.abort();
-        let bytes = bytes.0.lock().unwrap().clone();
-        bytes
+        let written = bytes.0.lock().unwrap();
+        written.clone()
     })
 }
 

@@ -43,6 +43,7 @@ mod supervisor;
 mod tasks;
 mod terminal;
 mod threads;
+pub mod tools;
 mod uvm;
 pub mod vsock_exec;
 

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use hyperv_socket::Peer;
 use linkspan_guest::arguments::{Arguments, HELP};
 use linkspan_guest::init::{self, Scope};
-use linkspan_guest::loopback;
 use linkspan_guest::vsock_exec::VsockExec;
+use linkspan_guest::{loopback, tools};
 
 fn main() -> ExitCode {
     let mut args = std::env::args();
@@ -14,6 +14,9 @@ fn main() -> ExitCode {
     let name = path.rsplit('/').next().unwrap_or_default();
     let mut args: Vec<String> = args.collect();
     let loopback_wanted = args.first().is_some_and(|arg| arg == "loopback");
+    if let Some(code) = tools::run(name, &args) {
+        return ExitCode::from(code);
+    }
     if name == "vsockexec" {
         return match VsockExec::parse(args).and_then(|exec| exec.run(&Peer::Vsock { cid: 2 })) {
             Ok(code) => code,

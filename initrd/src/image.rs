@@ -210,8 +210,15 @@ impl<'k> ImageBuilder<'k> {
         agent::check_program("agent", &self.agent, &program, &tree)?;
         let init = Node::File { mode: 0o755, data: program };
         tree.add("/init", init, Category::Agent, format!("agent {:?}", self.agent))?;
-        // The last two are what other hosts call it by.
-        for name in ["/bin/linkspan-guest", "/bin/gcs", "/bin/vsockexec"] {
+        // All but the first are what other hosts, and hooks, call it by.
+        for name in [
+            "/bin/linkspan-guest",
+            "/bin/gcs",
+            "/bin/vsockexec",
+            "/bin/generichook",
+            "/bin/install-drivers",
+            "/bin/wait-paths",
+        ] {
             let link = Node::Symlink { target: "/init".into() };
             if self.foreign.as_ref().is_none_or(|foreign| foreign.guest_path.as_str() != name) {
                 tree.add(name, link, Category::Other, "a name of the agent")?;

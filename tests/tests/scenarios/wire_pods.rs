@@ -421,6 +421,26 @@ async fn hooks_run_around_the_container(connection: &mut Connection<'_>) {
         outside(connection, &format!("/bin/busybox cat {trace}; /bin/busybox rm {trace}")).await;
     assert_eq!(text, format!("createRuntime {id}\npoststart {id}\npoststop {id}"));
 
+    // The agent's program is itself a hook, which puts the state into another's arguments.
+    let agent = outside(connection, "/bin/busybox readlink /proc/1/exe").await;
+    connection.combine(id).await;
+    let mut document = linkspan_tests::raw::document(id, &["sleep", "100000"]);
+    document["OciSpecification"]["annotations"] = json!({"test/word": "of annotation"});
+    document["OciSpecification"]["hooks"] = json!({"createRuntime": [{
+        "path": agent,
+        "args": [
+            "generichook", "/bin/busybox", "sh", "-c",
+            "echo {{id}} {{pid}} {{annotation \"test/word\"}} $X > $TRACE",
+        ],
+        "env": ["X={{id}}", format!("TRACE={trace}")],
+    }]});
+    connection.create_from(id, document).await.expect_success();
+    let pid = connection.start(id).await;
+    let text =
+        outside(connection, &format!("/bin/busybox cat {trace}; /bin/busybox rm {trace}")).await;
+    assert_eq!(text, format!("{id} {pid} of annotation {id}"));
+    end(connection, id, pid).await;
+
     connection.combine(id).await;
     let mut document = linkspan_tests::raw::document(id, &["true"]);
     document["OciSpecification"]["hooks"] =

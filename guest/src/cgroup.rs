@@ -23,7 +23,7 @@ pub(crate) fn is_unified() -> bool {
 }
 
 /// A cgroup's directory in the hierarchy that has `controller`.
-fn directory(controller: &str, path: &Path) -> PathBuf {
+pub(crate) fn directory(controller: &str, path: &Path) -> PathBuf {
     let relative = path.strip_prefix("/").unwrap_or(path);
     match is_unified() {
         true => Path::new(ROOT).join(relative),

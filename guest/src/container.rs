@@ -13,6 +13,7 @@ mod annotations;
 mod assigned;
 mod bundle;
 mod create;
+mod device_rules;
 mod devices;
 mod exec;
 mod kind;
@@ -47,6 +48,7 @@ use crate::uvm::Uvm;
 use crate::{Error, Result, cgroup};
 
 pub(crate) use create::create;
+pub(crate) use device_rules::DeviceRules;
 pub(crate) use pod::Pods;
 
 use kind::Kind;

@@ -11,7 +11,7 @@ use hyperv_socket::Peer;
 use linkspan_protocol::message::Notification;
 use tokio::sync::{mpsc, watch};
 
-use crate::container::{Container, Pods};
+use crate::container::{Container, DeviceRules, Pods};
 use crate::network::Networks;
 use crate::process::Process;
 use crate::reaper::Reaper;
@@ -28,6 +28,7 @@ pub(crate) struct Uvm {
     pub(crate) mounted: Mounted,
     pub(crate) pods: Pods,
     pub(crate) networks: Networks,
+    pub(crate) device_rules: DeviceRules,
     /// Prefix of all containers' cgroups, such as `/pods`.
     pub(crate) cgroup: PathBuf,
     /// What waits to be said to the host.
@@ -63,7 +64,7 @@ impl Uvm {
         notifications: mpsc::UnboundedSender<Notification>,
         ready: watch::Receiver<bool>,
     ) -> Self {
-        let (reaper, mounted, pods, networks, negotiated, containers, external) =
+        let (reaper, mounted, pods, networks, device_rules, negotiated, containers, external) =
             Default::default();
         Self {
             host,
@@ -73,6 +74,7 @@ impl Uvm {
             mounted,
             pods,
             networks,
+            device_rules,
             cgroup,
             notifications,
             ready,

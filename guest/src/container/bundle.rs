@@ -65,6 +65,11 @@ impl Bundle {
         if let Value::Object(spec) = &mut self.spec {
             spec.remove("windows");
         }
+        // Version 1 begins with leave for everything, which the runtime does not take back.
+        if !crate::cgroup::is_unified() {
+            let refusal = json!({"allow": false, "type": "a", "access": "rwm"});
+            list(&mut self.spec, "/linux/resources/devices").insert(0, refusal);
+        }
         // The runtime mounts version 1 hierarchies writable, whatever the options say.
         if !crate::cgroup::is_unified()
             && let Some(mounts) = self.spec["mounts"].as_array_mut()

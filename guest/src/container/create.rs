@@ -6,6 +6,8 @@ use std::rc::Rc;
 
 use linkspan_protocol::message::{Envelope, HostedContainer, NotificationType, SchemaVersion};
 
+use serde_json::Value;
+
 use super::bundle::Bundle;
 use super::kind::Kind;
 use super::prepare::{Prepared, prepare};
@@ -54,7 +56,7 @@ pub(crate) async fn create(
     let Prepared { cgroup, pod_root, .. } = &prepared;
     let (cgroup, pod_root) = (cgroup.clone(), pod_root.clone());
     let supervised = cgroup.clone();
-    let outcome = finish(uvm, &kind, &prepared, &init, &mut pipes).await;
+    let outcome = finish(uvm, &kind, &bundle.spec, &prepared, &init, &mut pipes).await;
     // Whatever becomes of it, its exit has to be heard of.
     init.supervise(SignalCode::Shell, async move || {
         // What the kernel does for a container with a pid namespace of its own.
@@ -97,10 +99,12 @@ pub(crate) async fn create(
 async fn finish(
     uvm: &Uvm,
     kind: &Kind,
+    spec: &Value,
     prepared: &Prepared<'_>,
     init: &Rc<Process>,
     pipes: &mut Option<Streams<OwnedFd>>,
 ) -> Result<()> {
+    uvm.device_rules.apply(spec, &prepared.cgroup)?;
     if let Some(file) = &prepared.tee
         && let Some(pipes) = pipes
     {

@@ -333,6 +333,28 @@ async fn a_privileged_container_sees_the_machines_devices(connection: &mut Conne
     }
     end(connection, id, pid).await;
 
+    // What a container may use, not what it can make a node for, is decided by the machine.
+    for (annotations, rules, opens) in [
+        (json!({}), json!([]), false),
+        (
+            json!({}),
+            json!([{"allow": true, "type": "c", "major": 1, "minor": 11, "access": "r"}]),
+            true,
+        ),
+        (json!({"io.microsoft.virtualmachine.lcow.privileged": "1"}), json!([]), true),
+    ] {
+        let id = &unique("devices");
+        let mut document = linkspan_tests::raw::document(id, &["sleep", "100000"]);
+        document["OciSpecification"]["annotations"] = annotations;
+        document["OciSpecification"]["linux"]["resources"] = json!({"devices": rules});
+        let pid = run(connection, id, document).await;
+        let script = "mknod /own c 1 11; dd if=/own of=/dev/null count=0 2>&1; echo $?; echo x > /dev/null && echo fine";
+        let text = sh(connection, id, script).await;
+        let denied = text.contains("Operation not permitted");
+        assert!(denied != opens && text.ends_with("fine"), "{opens}: {text}");
+        end(connection, id, pid).await;
+    }
+
     // One that is not privileged gets what its spec names, with the machine's numbers.
     let (pod, id) = (&unique("pod"), &unique("work"));
     let sandbox_pid = run(connection, pod, sandbox(pod)).await;

@@ -4,7 +4,7 @@
 //! its work. What blocks goes to a thread of its own (`storage::blocking`) or to a worker process
 //! (`runtime`).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -15,15 +15,18 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use hyperv_socket::Peer;
-use linkspan_protocol::message::{Capabilities, ContainerId, Notification};
-use linkspan_protocol::{Fault, HResult, Incoming, MessageType, Server, ServerOptions};
+use linkspan_protocol::message::{Capabilities, ContainerId, Notification, NotificationType};
+use linkspan_protocol::{Fault, HResult, Incoming, JsonString, MessageType, Server, ServerOptions};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
 use tracing::{debug, error, info, warn};
 
+use crate::Error;
 use crate::dispatch::{After, dispatch};
+use crate::headroom::Headroom;
 use crate::log::{self, Target};
+use crate::oom::{OomKill, OomWatch};
 use crate::runtime::Runtime;
 use crate::storage::Devices;
 use crate::uvm::Uvm;
@@ -42,6 +45,8 @@ pub struct Options {
     pub disks: Option<PathBuf>,
     /// Prefix of all containers' cgroups.
     pub cgroup: PathBuf,
+    /// The machine is the agent's own, and its memory to be shared out.
+    pub memory: Option<MemoryShares>,
     /// Where the log goes.
     pub log: Target,
     /// Kernel messages up to this priority are logged.
@@ -52,6 +57,15 @@ pub struct Options {
     pub ready: Option<OwnedFd>,
     /// How often pid 1 has had to start the agent again.
     pub restarts: u32,
+}
+
+/// How a machine's memory is shared out; see `headroom.rs`.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryShares {
+    /// What containers cannot have, in bytes.
+    pub reserve: u64,
+    /// What the agent should not exceed, in bytes.
+    pub warning: u64,
 }
 
 /// How a stopped agent leaves the machine.
@@ -72,7 +86,13 @@ pub fn run(options: Options) -> io::Result<End> {
         crate::storage::clear();
         crate::runtime::clear();
     }
-    crate::cgroup::make(&options.cgroup);
+    let headroom = match options.memory {
+        Some(shares) => Headroom::of_machine(&options.cgroup, shares.reserve, shares.warning),
+        None => {
+            crate::cgroup::make(&options.cgroup);
+            Headroom::unlimited()
+        }
+    };
     // Before anything is open, and with one thread.
     crate::name_process(c"linkspan-agent");
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
@@ -83,7 +103,7 @@ pub fn run(options: Options) -> io::Result<End> {
         .thread_stack_size(256 << 10)
         .thread_keep_alive(Duration::from_secs(2))
         .build()?;
-    let ended = LocalSet::new().block_on(&executor, serve(options, runtime));
+    let ended = LocalSet::new().block_on(&executor, serve(options, runtime, headroom));
     // A thread that reads standard input, or a disk, is not waited for.
     executor.shutdown_background();
     ended
@@ -96,28 +116,74 @@ struct Bridge {
     server: RefCell<Server>,
     /// There is something to write.
     outgoing: Notify,
+    /// Something has been written.
+    written: Notify,
+    /// Requests that are being worked on.
+    working: Cell<usize>,
     uvm: Uvm,
     /// Set when the utility VM is to go off.
     end: watch::Sender<bool>,
 }
 
-async fn serve(options: Options, runtime: Runtime) -> io::Result<End> {
+/// Most bytes that wait for a host that reads slowly. Beyond them no further request is begun.
+const BACKLOG: usize = 1 << 20;
+
+/// Most requests that are worked on at once. A host waits for each of its processes with one.
+const WORKING: usize = 2048;
+
+impl Bridge {
+    /// Waits until the host has read enough to be heard again.
+    async fn room_to_read(&self) {
+        self.room(Server::backlog).await;
+    }
+
+    /// Waits until the host has read enough to be told more. What is held for its return counts.
+    async fn room_to_work(&self) {
+        self.room(|server| server.backlog() + server.held()).await;
+    }
+
+    async fn room(&self, bytes: impl Fn(&Server) -> usize) {
+        loop {
+            let written = self.written.notified();
+            if bytes(&self.server.borrow()) < BACKLOG {
+                return;
+            }
+            tasks::wait("the host to read what it was told", written).await;
+        }
+    }
+}
+
+async fn serve(options: Options, runtime: Runtime, headroom: Headroom) -> io::Result<End> {
     let (sender, notifications) = mpsc::unbounded_channel();
     let devices = options.disks.map_or(Devices::Sysfs, Devices::Directory);
     let ready = readiness(options.ready)?;
-    let uvm = Uvm::new(options.host.clone(), runtime, devices, options.cgroup, sender, ready);
+    let (kills, killed) = mpsc::unbounded_channel();
+    let uvm = Uvm::new(
+        options.host.clone(),
+        runtime,
+        devices,
+        options.cgroup,
+        sender,
+        ready,
+        headroom,
+        OomWatch::new(kills),
+    );
     let mut capabilities = Capabilities::linux();
     capabilities.guest_defined_capabilities.linkspan_restarts = options.restarts;
+    capabilities.guest_defined_capabilities.linkspan_stdio = true;
     let server = Server::new(ServerOptions { capabilities, ..ServerOptions::default() });
     let bridge = Rc::new(Bridge {
         server: RefCell::new(server),
         outgoing: Notify::new(),
+        written: Notify::new(),
+        working: Cell::new(0),
         uvm,
         end: watch::Sender::new(false),
     });
     tasks::spawn("reaper", bridge.uvm.reaper.clone().run());
     tasks::spawn("notifications", pass_on(Rc::clone(&bridge), notifications));
 
+    tasks::spawn("processes killed for want of memory", pass_on_kills(Rc::clone(&bridge), killed));
     tasks::spawn("log", log::deliver(options.host.clone(), options.log));
     let mut end = bridge.end.subscribe();
     let mut housekeeping = Some((options.kmsg_level, options.time_sync));
@@ -147,11 +213,24 @@ async fn keep_house(bridge: Rc<Bridge>, kmsg_level: Option<u8>, time_sync: bool)
     if time_sync {
         tasks::spawn("clock", clock::follow());
     }
+    if bridge.uvm.headroom.is_machine() {
+        tasks::spawn("memory that is plugged in", follow_memory(Rc::clone(&bridge)));
+    }
     // They are logged at this level, and reading them for nobody costs as well.
     if let Some(level) = kmsg_level.filter(|_| tracing::enabled!(tracing::Level::INFO))
         && let Err(error) = kmsg::forward(level).await
     {
         warn!(%error, "the kernel's messages are not logged");
+    }
+}
+
+/// Gives containers memory that is plugged in later.
+async fn follow_memory(bridge: Rc<Bridge>) {
+    let Ok(mut events) = crate::storage::DeviceEvents::subscribe() else { return };
+    while events.next().await.is_ok() {
+        if let Err(error) = bridge.uvm.headroom.apply() {
+            warn!(%error, "containers' memory is not limited");
+        }
     }
 }
 
@@ -177,6 +256,20 @@ fn readiness(pipe: Option<OwnedFd>) -> io::Result<watch::Receiver<bool>> {
 async fn pass_on(bridge: Rc<Bridge>, mut notifications: mpsc::UnboundedReceiver<Notification>) {
     while let Some(notification) = notifications.recv().await {
         bridge.server.borrow_mut().notify(&notification);
+        bridge.outgoing.notify_one();
+    }
+}
+
+/// Only Linkspan's own host can hear of it: others would take it for a container's end.
+async fn pass_on_kills(bridge: Rc<Bridge>, mut kills: mpsc::UnboundedReceiver<OomKill>) {
+    while let Some(OomKill { container, count }) = kills.recv().await {
+        let notification = Notification {
+            container_id: ContainerId(container),
+            kind: NotificationType::LinkspanOomKill,
+            result_info: Some(JsonString(serde_json::json!({"OomKills": count}))),
+            ..Notification::default()
+        };
+        bridge.server.borrow_mut().notify_linkspan(&notification);
         bridge.outgoing.notify_one();
     }
 }
@@ -220,12 +313,14 @@ async fn exchange(bridge: &Rc<Bridge>, (read, write): Connection) -> io::Result<
         ended = transmit(bridge, write, &in_flight) => ended,
     };
     bridge.server.borrow_mut().disconnect(in_flight.into_inner());
+    bridge.uvm.connected.send_replace(false);
     ended
 }
 
 async fn receive(bridge: &Rc<Bridge>, mut read: Pin<Box<dyn AsyncRead>>) -> io::Result<()> {
     let mut buffer = vec![0; 16 << 10];
     loop {
+        bridge.room_to_read().await;
         let len = read.read(&mut buffer).await?;
         if len == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -241,6 +336,7 @@ async fn receive(bridge: &Rc<Bridge>, mut read: Pin<Box<dyn AsyncRead>>) -> io::
         }
         if server.is_negotiated() {
             bridge.uvm.note_negotiation();
+            bridge.uvm.connected.send_if_modified(|connected| !std::mem::replace(connected, true));
         }
         drop(server);
         bridge.outgoing.notify_one();
@@ -262,6 +358,16 @@ async fn transmit(
         write.write_all(&frame).await?;
         write.flush().await?;
         in_flight.replace(None);
+        bridge.written.notify_waiters();
+    }
+}
+
+/// Counts as a request until it is dropped.
+struct Working<'a>(&'a Bridge);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.working.set(self.0.working.get() - 1);
     }
 }
 
@@ -297,7 +403,15 @@ async fn answer(bridge: Rc<Bridge>, incoming: Incoming) {
     let message_type = ticket.message_type();
     let target = envelope.container_id.clone();
     debug!(%message_type, %target, "request");
-    let work = dispatch(&bridge.uvm, envelope, request);
+    let work = async {
+        if bridge.working.get() >= WORKING {
+            return Err(Error::Busy(WORKING));
+        }
+        bridge.working.set(bridge.working.get() + 1);
+        let _working = Working(&bridge);
+        bridge.room_to_work().await;
+        dispatch(&bridge.uvm, envelope, request).await
+    };
     let outcome = match CatchPanic(Box::pin(work)).await {
         Ok(outcome) => outcome.map_err(Fault::from),
         Err(()) => {

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use linkspan_protocol::message::{
@@ -33,15 +34,9 @@ pub(crate) fn directory(controller: &str, path: &Path) -> PathBuf {
 
 /// Makes a cgroup that containers' are made in: two of them would race for it.
 pub(crate) fn make(path: &Path) {
-    let controllers = fs::read_dir(ROOT).into_iter().flatten().flatten();
-    let roots: Vec<PathBuf> = match is_unified() {
-        true => vec![PathBuf::from(ROOT)],
-        false => controllers.map(|entry| entry.path()).collect(),
-    };
-    let relative = path.strip_prefix("/").unwrap_or(path);
-    for root in roots.iter().filter(|root| root.is_dir()) {
+    for root in roots() {
         // What is missing will be made, or be missed, with the container.
-        let _ = fs::create_dir_all(root.join(relative));
+        let _ = fs::create_dir_all(root.join(relative(path)));
     }
 }
 
@@ -235,6 +230,77 @@ fn legacy(path: &Path) -> ContainerMetrics {
             oom_kill: control.get("oom_kill"),
         }),
         ..ContainerMetrics::default()
+    }
+}
+
+/// How many of its processes the kernel has killed for want of memory.
+pub(crate) fn oom_kills(path: &Path) -> u64 {
+    let file = if is_unified() { "memory.events" } else { "memory.oom_control" };
+    Table::read(directory("memory", path).join(file)).get("oom_kill")
+}
+
+/// The file that changes when a cgroup runs out of memory. Version 2 only.
+pub(crate) fn memory_events(path: &Path) -> PathBuf {
+    directory("memory", path).join("memory.events")
+}
+
+/// Has an eventfd told of when a cgroup runs out of memory. Version 1 only.
+pub(crate) fn notify_oom(path: &Path, eventfd: i32) -> io::Result<()> {
+    let directory = directory("memory", path);
+    let control = fs::File::open(directory.join("memory.oom_control"))?;
+    let line = format!("{eventfd} {}", control.as_raw_fd());
+    fs::write(directory.join("cgroup.event_control"), line)
+}
+
+/// Moves the calling process into a cgroup, in every hierarchy that has it.
+pub(crate) fn enter(path: &Path) -> io::Result<()> {
+    for root in roots() {
+        let file = root.join(relative(path)).join("cgroup.procs");
+        if file.exists() {
+            fs::write(file, "0")?;
+        }
+    }
+    Ok(())
+}
+
+/// The files that a process is moved with, open for writing.
+pub(crate) fn entrances(path: &Path) -> Vec<OwnedFd> {
+    let files = roots().into_iter().map(|root| root.join(relative(path)).join("cgroup.procs"));
+    files.filter_map(|file| Some(fs::File::options().write(true).open(file).ok()?.into())).collect()
+}
+
+/// Keeps memory for a cgroup, in bytes. Version 1 cannot.
+pub(crate) fn keep_memory(path: &Path, bytes: u64) -> io::Result<()> {
+    match is_unified() {
+        true => fs::write(directory("", path).join("memory.min"), bytes.to_string()),
+        false => Ok(()),
+    }
+}
+
+/// Limits the memory of a cgroup and all below it, in bytes.
+pub(crate) fn limit_memory(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = if is_unified() { "memory.max" } else { "memory.limit_in_bytes" };
+    fs::write(directory("memory", path).join(file), bytes.to_string())
+}
+
+/// Memory in use, in bytes; 0 where it is not counted.
+pub(crate) fn memory_usage(path: &Path) -> u64 {
+    let file = if is_unified() { "memory.current" } else { "memory.usage_in_bytes" };
+    number(directory("memory", path).join(file))
+}
+
+fn relative(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
+/// The hierarchies' roots.
+fn roots() -> Vec<PathBuf> {
+    match is_unified() {
+        true => vec![PathBuf::from(ROOT)],
+        false => {
+            let entries = fs::read_dir(ROOT).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+        }
     }
 }
 

@@ -36,10 +36,11 @@ use linkspan_protocol::message::{
     Notification, NotificationType, ProcessDetails, Properties, PropertyType,
 };
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::guest_path::GuestPath;
 use crate::process::Process;
-use crate::relay::Relay;
+use crate::relay::{Delivery, Relay};
 use crate::runtime::Job;
 use crate::seccomp::Filter;
 use crate::stdio::{Pipes, Streams};
@@ -57,6 +58,8 @@ use kind::Kind;
 pub(crate) struct Container {
     id: String,
     activity_id: String,
+    /// It has been told to end, or is being deleted.
+    abandoned: watch::Sender<bool>,
     bundle: GuestPath,
     scratch: Option<GuestPath>,
     root: PathBuf,
@@ -92,12 +95,27 @@ impl Container {
         self.execs.borrow().get(&pid).cloned().ok_or(Error::NoProcess(pid))
     }
 
+    /// Becomes true when output that its host does not take is to hold up nothing any more.
+    pub(crate) fn abandoned(&self) -> watch::Receiver<bool> {
+        self.abandoned.subscribe()
+    }
+
+    /// Its cgroup, as in `linux.cgroupsPath`.
+    pub(crate) fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
     fn is_started(&self) -> bool {
         self.unstarted.borrow().is_none()
     }
 
     /// Starts the init with its streams on the host's ports.
-    pub(crate) async fn start(&self, uvm: &Uvm, ports: Streams<u32>) -> Result<u32> {
+    pub(crate) async fn start(
+        &self,
+        uvm: &Uvm,
+        ports: Streams<u32>,
+        delivery: Delivery,
+    ) -> Result<u32> {
         if self.is_started() {
             let state = if self.init.has_exited() { "stopped" } else { "running" };
             return Err(self.refused("start", format!("it is {state}")));
@@ -107,8 +125,8 @@ impl Container {
             return Err(self.refused("start", "it is being started".to_owned()));
         };
         let relay = match (self.init.terminal(), pipes) {
-            (Some(terminal), _) => Relay::terminal(terminal, host),
-            (None, pipes) => Relay::pipes(pipes.unwrap_or_default(), host),
+            (Some(terminal), _) => Relay::terminal(terminal, host, &ports, &delivery),
+            (None, pipes) => Relay::pipes(pipes.unwrap_or_default(), host, &ports, &delivery),
         };
         let relay = relay.map_err(|source| Error::Io { what: "relay stdio".to_owned(), source })?;
         self.init.attach(relay);
@@ -141,6 +159,7 @@ impl Container {
             other => other,
         })?;
         self.will_end_by(number);
+        self.abandoned.send_replace(true);
         Ok(())
     }
 
@@ -197,6 +216,7 @@ impl Container {
             return Err(Error::ContainerRunning(self.id.clone()));
         }
         uvm.forget(&self.id);
+        self.abandoned.send_replace(true);
         self.remove(uvm).await
     }
 

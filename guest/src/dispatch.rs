@@ -6,17 +6,18 @@ use std::rc::Rc;
 use linkspan_protocol::JsonString;
 use linkspan_protocol::message::{
     CreateResponse, DumpStacksResponse, Empty, Envelope, ExecuteProcess, ExecuteProcessResponse,
-    GetPropertiesResponse, ProcessParameters, Request, WaitForProcess, WaitForProcessResponse,
+    GetPropertiesResponse, LinkspanStdio, ProcessParameters, Request, WaitForProcess,
+    WaitForProcessResponse,
 };
 use serde::Serialize;
 use tracing::info;
 
 use crate::process::{Process, SignalCode, Waiter};
-use crate::relay::Relay;
+use crate::relay::{Delivery, Recovery, Relay};
 use crate::stdio::{self, Streams};
 use crate::terminal::Terminal;
 use crate::uvm::Uvm;
-use crate::{Error, Result, container, resource};
+use crate::{Error, Result, cgroup, container, headroom, resource};
 
 /// What is answered.
 #[derive(Serialize)]
@@ -57,6 +58,7 @@ impl After {
 
 const EMPTY: Answer = Answer::Empty(Empty {});
 
+/// What takes long is boxed: a wait, of which there are many, then costs little.
 pub(crate) async fn dispatch(
     uvm: &Uvm,
     envelope: Envelope,
@@ -70,13 +72,13 @@ pub(crate) async fn dispatch(
                 field: "ContainerConfig",
                 reason: error.to_string(),
             })?;
-            container::create(uvm, &envelope, document).await?;
+            Box::pin(container::create(uvm, &envelope, document)).await?;
             Answer::Created(CreateResponse::default())
         }
         // The container runs with its first ExecuteProcess.
         Request::Start(_) => EMPTY,
         Request::ExecuteProcess(request) => {
-            let process_id = execute(uvm, &envelope, request).await?;
+            let process_id = Box::pin(execute(uvm, &envelope, request)).await?;
             Answer::Executed(ExecuteProcessResponse { process_id })
         }
         Request::WaitForProcess(WaitForProcess { process_id, timeout_in_ms }) => {
@@ -87,7 +89,12 @@ pub(crate) async fn dispatch(
                     .or_else(|error| uvm.external(process_id).map_err(|_| error))?,
             };
             let (exit_code, waiter) = process.wait(timeout_in_ms).await?;
-            let answer = Answer::Waited(WaitForProcessResponse { exit_code });
+            let linkspan_oom_kills = match container() {
+                // What the kernel does for want of memory is a kill.
+                Ok(container) if exit_code == 137 => cgroup::oom_kills(container.cgroup()),
+                _ => 0,
+            };
+            let answer = Answer::Waited(WaitForProcessResponse { exit_code, linkspan_oom_kills });
             return Ok((answer, After::Settle(waiter, envelope)));
         }
         Request::SignalProcess(request) => {
@@ -133,14 +140,14 @@ pub(crate) async fn dispatch(
                 let reason = "is missing".to_owned();
                 return Err(Error::Document { field: "Request", reason });
             };
-            resource::modify(uvm, target, request).await?;
+            Box::pin(resource::modify(uvm, target, request)).await?;
             EMPTY
         }
         Request::DumpStacks(_) => {
             Answer::Stacks(DumpStacksResponse { guest_stacks: uvm.describe() })
         }
         Request::DeleteContainerState(_) => {
-            container()?.delete(uvm).await?;
+            Box::pin(async { container()?.delete(uvm).await }).await?;
             EMPTY
         }
         Request::NegotiateProtocol(_)
@@ -154,13 +161,26 @@ pub(crate) async fn dispatch(
 async fn execute(uvm: &Uvm, envelope: &Envelope, request: ExecuteProcess) -> Result<u32> {
     let settings = request.settings;
     let parameters = settings.process_parameters.0;
+    let linkspan = settings.vsock_stdio_relay_settings.and_then(|ports| ports.linkspan);
     let ports = stdio::ports(&parameters, settings.vsock_stdio_relay_settings);
     if parameters.create_in_utility_vm || envelope.container_id.is_uvm() {
         return execute_external(uvm, parameters, ports).await;
     }
     let container = uvm.container(envelope.container_id.as_str())?;
     match parameters.oci_process {
-        None => container.start(uvm, ports).await,
+        None => {
+            let recovery = || Recovery {
+                host: uvm.host.clone(),
+                connected: uvm.connected.subscribe(),
+                abandoned: container.abandoned(),
+            };
+            let delivery = match linkspan {
+                Some(LinkspanStdio::Once) => Delivery::Once,
+                Some(LinkspanStdio::Resume) => Delivery::Resume(recovery()),
+                None => Delivery::Replay(recovery()),
+            };
+            container.start(uvm, ports, delivery).await
+        }
         Some(process) => container.exec(uvm, process, ports).await,
     }
 }
@@ -190,12 +210,19 @@ async fn execute_external(
     let failed = |source| Error::Io { what: format!("run {program:?} in the utility VM"), source };
     let host = ports.dial(&uvm.host).await?;
     let expectation = uvm.reaper.expect();
+    let cgroups = match uvm.headroom.is_machine() {
+        true => cgroup::entrances(headroom::EXTERNAL.as_ref()),
+        false => Vec::new(),
+    };
     let (pid, terminal, relay) = if parameters.emulate_console {
         let (terminal, slave) = Terminal::open().map_err(failed)?;
-        let pid =
-            linkspan_guest_sys::spawn(&mut command, linkspan_guest_sys::Stdio::Terminal(slave))
-                .map_err(failed)?;
-        let relay = Relay::terminal(&terminal, host).map_err(failed)?;
+        let pid = linkspan_guest_sys::spawn(
+            &mut command,
+            linkspan_guest_sys::Stdio::Terminal(slave),
+            &cgroups,
+        )
+        .map_err(failed)?;
+        let relay = Relay::terminal(&terminal, host, &ports, &Delivery::Once).map_err(failed)?;
         (pid, Some(terminal), relay)
     } else {
         let mut fds = [host.stdin, host.stdout, host.stderr].map(|s| s.map(|s| s.into_fd()));
@@ -203,7 +230,7 @@ async fn execute_external(
             rustix::io::ioctl_fionbio(fd, false).map_err(|error| failed(error.into()))?;
         }
         let stdio = linkspan_guest_sys::Stdio::Descriptors(std::mem::take(&mut fds));
-        let pid = linkspan_guest_sys::spawn(&mut command, stdio).map_err(failed)?;
+        let pid = linkspan_guest_sys::spawn(&mut command, stdio, &cgroups).map_err(failed)?;
         (pid, None, Relay::none())
     };
     let child = expectation.register(pid).map_err(failed)?;

@@ -36,6 +36,9 @@ pub enum Error {
         /// How long.
         milliseconds: u32,
     },
+    /// The host asks for more than can be worked on.
+    #[error("{0} requests are being worked on; more are refused until some are done")]
+    Busy(usize),
     /// Something did not happen in time.
     #[error("no {what} within {limit:?}")]
     Late {

@@ -20,6 +20,7 @@ impl From<Error> for Fault {
             Error::ContainerCreating(_)
             | Error::Argument { .. }
             | Error::Late { .. }
+            | Error::Busy(_)
             | Error::NotSupported(_)
             | Error::Runtime { .. }
             | Error::Corrupt { .. }

@@ -182,6 +182,10 @@ pub fn serve(arguments: Arguments, scope: Scope, ready: Option<OwnedFd>, restart
         use_stdio: arguments.use_stdio,
         disks: arguments.disks,
         cgroup: arguments.cgroup,
+        memory: machine.then_some(agent::MemoryShares {
+            reserve: arguments.memory_reserve,
+            warning: arguments.memory_warning,
+        }),
         log: arguments.log,
         kmsg_level: arguments.kmsg_level.filter(|_| machine),
         time_sync: arguments.time_sync && machine,

@@ -12,18 +12,22 @@
 //! rely on both. A background child that keeps the pipe open but says nothing does not hold the
 //! exit up for ever.
 
+mod outlet;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use hyperv_socket::Stream;
+use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_local};
 use tracing::debug;
 
+use self::outlet::Outlet;
+pub(crate) use self::outlet::{Delivery, Recovery};
 use crate::stdio::Streams;
 use crate::terminal::Terminal;
 
@@ -52,7 +56,12 @@ impl Relay {
 
     /// Between pipes and the host. A pipe without a stream is closed: the process reads the end
     /// of its input, or cannot write.
-    pub(crate) fn pipes(pipes: Streams<OwnedFd>, host: Streams<Stream>) -> io::Result<Self> {
+    pub(crate) fn pipes(
+        pipes: Streams<OwnedFd>,
+        host: Streams<Stream>,
+        ports: &Streams<u32>,
+        delivery: &Delivery,
+    ) -> io::Result<Self> {
         let mut relay = Self::none();
         if let (Some(pipe), Some(stream)) = (pipes.stdin, host.stdin) {
             let pipe = linkspan_guest_sys::register(pipe)?;
@@ -61,14 +70,16 @@ impl Relay {
                 debug!(?ended, "stdin");
             }));
         }
-        for (name, pipe, stream) in
-            [("stdout", pipes.stdout, host.stdout), ("stderr", pipes.stderr, host.stderr)]
-        {
+        for (name, pipe, stream, port) in [
+            ("stdout", pipes.stdout, host.stdout, ports.stdout),
+            ("stderr", pipes.stderr, host.stderr, ports.stderr),
+        ] {
             let (Some(pipe), Some(stream)) = (pipe, stream) else { continue };
             stream.set_buffer_size(UNDER_WAY)?;
             let (pipe, exited) = (linkspan_guest_sys::register(pipe)?, relay.exited.subscribe());
+            let to = Outlet::new(delivery, port.unwrap_or(0), stream, exited.clone());
             relay.outputs.push(spawn_local(async move {
-                let ended = copy_out(Source::Pipe, pipe, stream, exited).await;
+                let ended = copy_out(Source::Pipe, pipe, to, exited).await;
                 debug!(?ended, "{name}");
             }));
         }
@@ -76,7 +87,12 @@ impl Relay {
     }
 
     /// Between a terminal and the host. The host's stderr, if it asked for one, stays unused.
-    pub(crate) fn terminal(terminal: &Rc<Terminal>, host: Streams<Stream>) -> io::Result<Self> {
+    pub(crate) fn terminal(
+        terminal: &Rc<Terminal>,
+        host: Streams<Stream>,
+        ports: &Streams<u32>,
+        delivery: &Delivery,
+    ) -> io::Result<Self> {
         let mut relay = Self::none();
         if let Some(stream) = host.stdin {
             let master = linkspan_guest_sys::register(terminal.duplicate()?)?;
@@ -89,8 +105,10 @@ impl Relay {
         if let Some(stream) = host.stdout {
             let (master, exited) =
                 (linkspan_guest_sys::register(terminal.duplicate()?)?, relay.exited.subscribe());
+            let port = ports.stdout.unwrap_or(0);
+            let to = Outlet::new(delivery, port, stream, exited.clone());
             relay.outputs.push(spawn_local(async move {
-                let ended = copy_out(Source::Terminal, master, stream, exited).await;
+                let ended = copy_out(Source::Terminal, master, to, exited).await;
                 debug!(?ended, "terminal output");
             }));
         }
@@ -138,7 +156,7 @@ enum Source {
 async fn copy_out(
     source: Source,
     from: AsyncFd<OwnedFd>,
-    mut to: Stream,
+    mut to: Outlet,
     exited: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
@@ -158,13 +176,10 @@ async fn copy_out(
         }
     }
     drop((from, buffer));
-    if source == Source::Pipe {
-        to.shutdown(std::net::Shutdown::Write)?;
-        // The host answers the end with its own: anything it sends here has no meaning.
-        let mut byte = [0; 16];
-        while to.read(&mut byte).await? > 0 {}
+    match source {
+        Source::Pipe => to.finish().await,
+        Source::Terminal => to.end().await,
     }
-    Ok(())
 }
 
 /// Reads what is there. A pipe that gives less than it was asked for is empty, which spares the

@@ -66,6 +66,10 @@ pub(crate) async fn modify(uvm: &Uvm, target: &ContainerId, request: ModifyReque
             uvm.networks.add(&uvm.devices, adapter).await
         }
         (Resource::Network(adapter), ModifyType::Remove) => uvm.networks.remove(adapter).await,
+        (Resource::PodCgroupMemoryLimit, ModifyType::Update) => uvm
+            .headroom
+            .apply()
+            .map_err(|source| Error::Io { what: "limit containers' memory".to_owned(), source }),
         (Resource::ContainerConstraints(_), _) => Err(Error::NoContainer(target.to_string())),
         (resource, modify) => {
             Err(Error::NotSupported(format!("{} of {}", modify.as_str(), resource.name())))

@@ -13,7 +13,9 @@ mod probe;
 mod share;
 mod verity;
 
-pub(crate) use devices::{Devices, DiskAddress, appear, appear_slowly, appear_within};
+pub(crate) use devices::{
+    DeviceEvents, Devices, DiskAddress, appear, appear_slowly, appear_within,
+};
 pub(crate) use disk::{DiskMount, propagation, unlink};
 pub(crate) use mount::{Made, MountPoint, make_directory, remove_tree, unmount, unmount_all};
 pub(crate) use mounted::Mounted;

@@ -12,7 +12,9 @@ use linkspan_protocol::message::Notification;
 use tokio::sync::{mpsc, watch};
 
 use crate::container::{Container, DeviceRules, Pods};
+use crate::headroom::Headroom;
 use crate::network::Networks;
+use crate::oom::OomWatch;
 use crate::process::Process;
 use crate::reaper::Reaper;
 use crate::runtime::Runtime;
@@ -33,6 +35,12 @@ pub(crate) struct Uvm {
     pub(crate) cgroup: PathBuf,
     /// What waits to be said to the host.
     pub(crate) notifications: mpsc::UnboundedSender<Notification>,
+    /// Whether a host is connected, and has negotiated.
+    pub(crate) connected: watch::Sender<bool>,
+    /// What containers together may have.
+    pub(crate) headroom: Headroom,
+    /// Tells when a container has not enough.
+    oom: OomWatch,
     /// True once pid 1 has loaded all modules.
     ready: watch::Receiver<bool>,
     /// When the first host was answered, since the kernel's start.
@@ -56,6 +64,7 @@ pub(crate) struct Reservation<'a> {
 }
 
 impl Uvm {
+    #[expect(clippy::too_many_arguments, reason = "called once")]
     pub(crate) fn new(
         host: Peer,
         runtime: Runtime,
@@ -63,6 +72,8 @@ impl Uvm {
         cgroup: PathBuf,
         notifications: mpsc::UnboundedSender<Notification>,
         ready: watch::Receiver<bool>,
+        headroom: Headroom,
+        oom: OomWatch,
     ) -> Self {
         let (reaper, mounted, pods, networks, device_rules, negotiated, containers, external) =
             Default::default();
@@ -78,6 +89,9 @@ impl Uvm {
             cgroup,
             notifications,
             ready,
+            connected: watch::Sender::new(false),
+            headroom,
+            oom,
             negotiated,
             containers,
             external,
@@ -119,6 +133,7 @@ impl Uvm {
 
     pub(crate) fn forget(&self, id: &str) {
         self.containers.borrow_mut().remove(id);
+        self.oom.forget(id);
     }
 
     pub(crate) fn add_external(&self, process: Rc<Process>) {
@@ -183,6 +198,8 @@ fn truncate(text: &mut String, limit: usize) {
 
 impl Reservation<'_> {
     pub(crate) fn fill(self, container: Rc<Container>) {
+        self.uvm.oom.watch(&self.id, container.cgroup());
+        self.uvm.headroom.look_at_agent();
         self.uvm.containers.borrow_mut().insert(self.id.clone(), Slot::Made(container));
     }
 }

@@ -13,7 +13,7 @@ use hyperv_socket::{ReadHalf, Stream, WriteHalf};
 use linkspan_protocol::client::CloseReason;
 use linkspan_protocol::message::{
     Capabilities, ContainerId, NegotiateProtocol, NegotiateProtocolResponse, Notification,
-    Procedure,
+    NotificationType, Procedure,
 };
 use linkspan_protocol::{CallError, CallId, Client, ClientEvent, Reply, VERSION};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -56,6 +56,8 @@ struct State {
     waiting: HashMap<CallId, oneshot::Sender<Result<Reply, CallError>>>,
     /// Containers whose end somebody wants to know: true once it has come.
     exits: HashMap<String, watch::Sender<bool>>,
+    /// How many processes containers have lost for want of memory.
+    oom_kills: HashMap<String, watch::Sender<u64>>,
     capabilities: Capabilities,
 }
 
@@ -63,9 +65,10 @@ impl Bridge {
     /// Negotiates on a guest's first connection; `listener` brings any further one.
     pub(crate) async fn establish(stream: Stream, listener: PortListener) -> Result<Self> {
         let state = State {
-            client: Client::default(),
+            client: Client::resuming(session()),
             waiting: HashMap::new(),
             exits: HashMap::new(),
+            oom_kills: HashMap::new(),
             capabilities: Capabilities::default(),
         };
         let shared = Arc::new(Shared {
@@ -74,7 +77,7 @@ impl Bridge {
             closed: watch::Sender::new(None),
         });
         let (mut read, mut write) = stream.into_split();
-        let capabilities = shared.negotiate(&mut read, &mut write).await?;
+        let capabilities = shared.negotiate(&mut read, &mut write).await?.capabilities;
         info!(?capabilities, "negotiated");
         shared.lock().capabilities = capabilities;
         let (alive, dropped) = oneshot::channel();
@@ -138,8 +141,17 @@ impl Bridge {
         sender.subscribe()
     }
 
+    /// How many processes the container has lost for want of memory, as it is told. Guests that
+    /// are not Linkspan's never tell.
+    pub(crate) fn oom_kills(&self, id: &str) -> watch::Receiver<u64> {
+        let mut state = self.shared.lock();
+        state.oom_kills.entry(id.to_owned()).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    }
+
     pub(crate) fn forget_container(&self, id: &str) {
-        self.shared.lock().exits.remove(id);
+        let mut state = self.shared.lock();
+        state.exits.remove(id);
+        state.oom_kills.remove(id);
     }
 
     /// Ends the bridge; every call fails with `reason`.
@@ -160,6 +172,13 @@ impl Bridge {
             Err(_) => CloseReason::Local,
         }
     }
+}
+
+/// A number that no other bridge has.
+fn session() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    // Each `RandomState` has keys of its own, of the system's randomness.
+    RandomState::new().hash_one(std::process::id()) | 1
 }
 
 /// A handle that keeps nothing open.
@@ -223,16 +242,22 @@ impl Shared {
 
     /// The first exchange on a connection. Nothing else may be written before it is over;
     /// answers from before may come while it lasts.
-    async fn negotiate(&self, read: &mut ReadHalf, write: &mut WriteHalf) -> Result<Capabilities> {
+    async fn negotiate(
+        &self,
+        read: &mut ReadHalf,
+        write: &mut WriteHalf,
+    ) -> Result<NegotiateProtocolResponse> {
         let what = || "negotiate with the guest".to_owned();
         let (sender, mut answer) = oneshot::channel();
-        let frame = {
+        let (call, frame) = {
             let mut state = self.lock();
-            let request = NegotiateProtocol::exactly(VERSION);
+            let request = state.client.negotiation();
             let (call, frame) = state.client.call_now(ContainerId::none(), &request);
             state.waiting.insert(call, sender);
-            frame
+            (call, frame)
         };
+        // One that was not answered means nothing on another connection.
+        let _abandon = Abandon { shared: self, call: Some(call) };
         let exchange = async {
             let io = |source| Error::Io { what: what(), source };
             write.write_all(&frame).await.map_err(io)?;
@@ -267,12 +292,19 @@ impl Shared {
             let reason = format!("it chose version {}, not {VERSION}", response.version);
             return Err(Error::Answer { what: what(), reason });
         }
-        Ok(response.capabilities)
+        Ok(response)
     }
 }
 
 fn notified(state: &mut State, notification: &Notification) {
     let id = notification.container_id.as_str();
+    if notification.kind == NotificationType::LinkspanOomKill {
+        let count = notification.result_info.as_ref().and_then(|info| info.0["OomKills"].as_u64());
+        if let (Some(count), Some(kills)) = (count, state.oom_kills.get(id)) {
+            kills.send_replace(count);
+        }
+        return;
+    }
     match state.exits.get(id) {
         Some(exit) => drop(exit.send_replace(true)),
         None => warn!(id, "the guest tells of the exit of a container that nobody knows"),
@@ -309,13 +341,16 @@ async fn run(
         connection = stream.into_split();
         let (read, write) = &mut connection;
         match shared.negotiate(read, write).await {
-            Ok(capabilities) => renegotiated(&shared, capabilities),
+            Ok(response) => renegotiated(&shared, response),
+            // The guest will be back; only a guest that says what it should not is given up.
+            Err(error @ Error::Io { .. }) => warn!(%error, "lost the guest in the negotiation"),
             Err(error) => return shared.close(CloseReason::Transport(error.to_string())),
         }
     }
 }
 
-fn renegotiated(shared: &Shared, capabilities: Capabilities) {
+fn renegotiated(shared: &Shared, response: NegotiateProtocolResponse) {
+    let NegotiateProtocolResponse { capabilities, linkspan, .. } = response;
     let mut state = shared.lock();
     let restarts = |of: &Capabilities| of.guest_defined_capabilities.linkspan_restarts;
     if restarts(&capabilities) != restarts(&state.capabilities) {
@@ -327,6 +362,7 @@ fn renegotiated(shared: &Shared, capabilities: Capabilities) {
         }
     } else {
         info!("the guest is connected again");
+        state.client.resume(&linkspan.unwrap_or_default());
     }
     state.capabilities = capabilities;
     shared.deliver(&mut state);

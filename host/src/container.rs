@@ -165,16 +165,17 @@ impl ContainerBuilder {
                 scratch_dir_path: plan.scratch_directory,
             };
             let exited = uvm.bridge.container_exit(&id);
+            let oom_kills = uvm.bridge.oom_kills(&id);
             let request = Create::new(&document)
                 .map_err(|error| Error::Option { option: "spec", reason: error.to_string() })?;
             let container = ContainerId(id.clone());
             uvm.bridge.call(&container, &request, || format!("create container {id}")).await?;
-            Ok(exited)
+            Ok((exited, oom_kills))
         };
         match made.await {
-            Ok(exited) => {
+            Ok((exited, oom_kills)) => {
                 let init = Mutex::new(None);
-                Ok(Container { uvm, id: ContainerId(id), exited, init, teardown: undo })
+                Ok(Container { uvm, id: ContainerId(id), exited, oom_kills, init, teardown: undo })
             }
             Err(error) => {
                 uvm.bridge.forget_container(&id);
@@ -241,6 +242,7 @@ pub struct Container {
     uvm: Arc<Shared>,
     id: ContainerId,
     exited: watch::Receiver<bool>,
+    oom_kills: watch::Receiver<u64>,
     init: Mutex<Option<ProcessHandle>>,
     teardown: Undo,
 }
@@ -259,9 +261,23 @@ impl Container {
     /// # Errors
     /// When the guest refuses, above all a second time.
     pub async fn start(&self, stdio: Stdio) -> Result<Child> {
+        self.start_init(stdio, false).await
+    }
+
+    /// Runs its init, with output that outlives lost connections: each byte arrives once, whatever
+    /// happens to the connections on the way. It costs a copy in this process. Guests that are not
+    /// Linkspan's do not know it; their output is as with [`start`](Self::start).
+    ///
+    /// # Errors
+    /// When the guest refuses, above all a second time.
+    pub async fn start_resumable(&self, stdio: Stdio) -> Result<Child> {
+        self.start_init(stdio, true).await
+    }
+
+    async fn start_init(&self, stdio: Stdio, resume: bool) -> Result<Child> {
         let what = || format!("start container {}", self.id);
         self.uvm.bridge.call(&self.id, &StartContainer {}, what).await?;
-        let init = process::start(&self.uvm, &self.id, Start::Init, stdio).await?;
+        let init = process::start(&self.uvm, &self.id, Start::Init { resume }, stdio).await?;
         *self.init.lock().unwrap_or_else(PoisonError::into_inner) = Some(init.handle().clone());
         Ok(init)
     }
@@ -348,6 +364,12 @@ impl Container {
         let what = || format!("wait for the exit of container {}", self.id);
         let closed = |_| Error::Closed { what: what(), reason: CloseReason::Local };
         self.exited.clone().wait_for(|&exited| exited).await.map_err(closed).map(drop)
+    }
+
+    /// How many of its processes the kernel has killed for want of memory, as it happens. Stays 0
+    /// with guests that are not Linkspan's: they do not tell.
+    pub fn oom_kills(&self) -> watch::Receiver<u64> {
+        self.oom_kills.clone()
     }
 
     /// Removes it with its disks. A running one is ended first.

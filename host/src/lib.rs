@@ -49,6 +49,7 @@ mod error;
 mod layers;
 mod network;
 mod process;
+mod resume;
 mod spec;
 mod storage;
 mod undo;

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use hyperv_socket::Stream;
 use linkspan_protocol::message::{
-    ContainerId, ExecuteProcess, ExecuteProcessSettings, INFINITE, ProcessParameters,
-    ResizeConsole, SignalOptions, SignalProcess, VsockStdio, WaitForProcess,
+    ContainerId, ExecuteProcess, ExecuteProcessSettings, INFINITE, LinkspanStdio,
+    ProcessParameters, ResizeConsole, SignalOptions, SignalProcess, VsockStdio, WaitForProcess,
+    WaitForProcessResponse,
 };
 use linkspan_protocol::{HResult, JsonString};
 use tokio::io::AsyncReadExt;
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::bridge::Bridge;
 use crate::uvm::Shared;
-use crate::vmm::PortListener;
+use crate::vmm::{Accept, PortListener};
 use crate::{Error, ProcessSpec, Result};
 
 /// Which of a process's streams are connected to the caller. The others are empty (stdin) or
@@ -43,22 +44,31 @@ impl Stdio {
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExitStatus(u32);
+pub struct ExitStatus {
+    code: u32,
+    oom_kills: u64,
+}
 
 impl ExitStatus {
     /// The code, 0 for success. A process that was ended by signal `n` has 128 + `n`.
     pub fn code(self) -> u32 {
-        self.0
+        self.code
     }
 
     /// Whether the code is 0.
     pub fn success(self) -> bool {
-        self.0 == 0
+        self.code == 0
+    }
+
+    /// How many processes its container has lost for want of memory so far, if it was ended by
+    /// SIGKILL: more than 0 means that this may have been why. Only Linkspan's agent tells.
+    pub fn oom_kills(self) -> u64 {
+        self.oom_kills
     }
 
     /// The signal, if the code is one that says so.
     pub fn signal(self) -> Option<u32> {
-        (129..=192).contains(&self.0).then(|| self.0 - 128)
+        (129..=192).contains(&self.code).then(|| self.code - 128)
     }
 }
 
@@ -66,7 +76,7 @@ impl fmt::Display for ExitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.signal() {
             Some(signal) => write!(f, "signal {signal}"),
-            None => write!(f, "exit code {}", self.0),
+            None => write!(f, "exit code {}", self.code),
         }
     }
 }
@@ -225,8 +235,8 @@ async fn drain(stream: Option<Stream>) -> Result<Vec<u8>> {
 
 /// Which process to start.
 pub(crate) enum Start<'a> {
-    /// A container's init.
-    Init,
+    /// A container's init; its output is to `resume` over lost connections.
+    Init { resume: bool },
     /// A further process in a container.
     Exec(&'a ProcessSpec),
     /// A process in the utility VM's root.
@@ -250,8 +260,12 @@ pub(crate) async fn start(
         create_std_err_pipe: stdio.stderr,
         ..ProcessParameters::default()
     };
+    let resume = match start {
+        Start::Init { resume } => Some(resume),
+        _ => None,
+    };
     let what = match start {
-        Start::Init => format!("start container {container}"),
+        Start::Init { .. } => format!("start container {container}"),
         Start::Exec(spec) => {
             parameters.oci_process = Some(spec.document());
             format!("run {:?} in container {container}", spec.args.join(" "))
@@ -264,9 +278,14 @@ pub(crate) async fn start(
             format!("run {:?} in the utility VM", spec.args.join(" "))
         }
     };
-    let mut stdin = uvm.listen_for_stdio(stdio.stdin).await?;
-    let mut stdout = uvm.listen_for_stdio(stdio.stdout).await?;
-    let mut stderr = uvm.listen_for_stdio(stdio.stderr).await?;
+    let linkspan = linkspan_stdio(uvm, resume);
+    let outputs = match linkspan {
+        Some(LinkspanStdio::Resume) => Accept::Many,
+        _ => Accept::Once,
+    };
+    let mut stdin = uvm.listen_for_stdio(stdio.stdin, Accept::Once).await?;
+    let mut stdout = uvm.listen_for_stdio(stdio.stdout, outputs).await?;
+    let mut stderr = uvm.listen_for_stdio(stdio.stderr, outputs).await?;
     let port = |listener: &Option<PortListener>| listener.as_ref().map_or(0, PortListener::port);
     let settings = ExecuteProcessSettings {
         process_parameters: JsonString(parameters),
@@ -275,17 +294,36 @@ pub(crate) async fn start(
             stdin: port(&stdin),
             stdout: port(&stdout),
             stderr: port(&stderr),
+            linkspan,
         }),
     };
     let request = ExecuteProcess { settings };
     let answer = uvm.bridge.call(container, &request, || what.clone()).await?;
     let handle = watch_process(&uvm.bridge, container, answer.process_id);
+    if linkspan == Some(LinkspanStdio::Resume) {
+        let stdin = connected("stdin", &what, &mut stdin).await?;
+        let output = |listener: Option<PortListener>| {
+            let stream = listener.map(crate::resume::output).transpose();
+            stream.map_err(|source| Error::Io { what: what.clone(), source })
+        };
+        return Ok(Child { stdin, stdout: output(stdout)?, stderr: output(stderr)?, handle });
+    }
     let (stdin, stdout, stderr) = tokio::try_join!(
         connected("stdin", &what, &mut stdin),
         connected("stdout", &what, &mut stdout),
         connected("stderr", &what, &mut stderr),
     )?;
     Ok(Child { stdin, stdout, stderr, handle })
+}
+
+/// What is to become of an init's output when its connection is lost, for a guest that can do
+/// more than others.
+fn linkspan_stdio(uvm: &Shared, resume: Option<bool>) -> Option<LinkspanStdio> {
+    let known = uvm.bridge.capabilities().guest_defined_capabilities.linkspan_stdio;
+    match resume.filter(|_| known)? {
+        true => Some(LinkspanStdio::Resume),
+        false => Some(LinkspanStdio::Once),
+    }
 }
 
 async fn connected(
@@ -310,9 +348,13 @@ fn watch_process(bridge: &Bridge, container: &ContainerId, pid: u32) -> ProcessH
         let request = WaitForProcess { process_id: pid, timeout_in_ms: INFINITE };
         let what = || format!("wait for process {pid}");
         let outcome = match waiting.call_within(&container_id, &request, None, what).await {
-            Ok(response) => Ok(ExitStatus(response.exit_code)),
+            Ok(WaitForProcessResponse { exit_code: code, linkspan_oom_kills: oom_kills }) => {
+                Ok(ExitStatus { code, oom_kills })
+            }
             // It has exited and its record is gone: hosts take that for success.
-            Err(error) if error.code() == Some(HResult::ELEMENT_NOT_FOUND) => Ok(ExitStatus(0)),
+            Err(error) if error.code() == Some(HResult::ELEMENT_NOT_FOUND) => {
+                Ok(ExitStatus { code: 0, oom_kills: 0 })
+            }
             Err(error) => Err(error),
         };
         sender.send_replace(Some(Arc::new(outcome)));

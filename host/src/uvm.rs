@@ -189,12 +189,16 @@ impl Shared {
     }
 
     /// Listens on a fresh port, if a stream is wanted.
-    pub(crate) async fn listen_for_stdio(&self, wanted: bool) -> Result<Option<PortListener>> {
+    pub(crate) async fn listen_for_stdio(
+        &self,
+        wanted: bool,
+        accept: Accept,
+    ) -> Result<Option<PortListener>> {
         if !wanted {
             return Ok(None);
         }
         let port = self.next_port.fetch_add(1, Ordering::Relaxed);
-        self.vmm.listen(port, Accept::Once).await.map(Some)
+        self.vmm.listen(port, accept).await.map(Some)
     }
 }
 

@@ -17,8 +17,11 @@ use std::time::Instant;
 use thiserror::Error;
 
 use crate::frame::{self, Decoder, Frame, FrameError, HOST_LIMIT};
-use crate::message::{ContainerId, Envelope, Notification, Procedure, ResponseEnvelope};
-use crate::{DecodeError, Fault, Kind, MessageType, json, message};
+use crate::message::{
+    ContainerId, Envelope, LinkspanGuest, LinkspanHost, NegotiateProtocol, Notification, Procedure,
+    ResponseEnvelope,
+};
+use crate::{DecodeError, Fault, Kind, MessageType, VERSION, json, message};
 
 /// Names one request of one [`Client`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -121,6 +124,8 @@ pub enum ClientEvent {
 #[derive(Debug)]
 struct Pending {
     message_type: MessageType,
+    /// To be written again if a guest has not got it.
+    frame: Vec<u8>,
     deadline: Option<Instant>,
 }
 
@@ -135,6 +140,10 @@ pub struct Client {
     outgoing: VecDeque<Vec<u8>>,
     events: VecDeque<ClientEvent>,
     closed: Option<CloseReason>,
+    /// With Linkspan's own guest, connections are resumed under this number; 0: they are not.
+    session: u64,
+    /// Notifications that have come.
+    notified: u64,
 }
 
 impl Default for Client {
@@ -147,11 +156,38 @@ impl Default for Client {
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
             closed: None,
+            session: 0,
+            notified: 0,
         }
     }
 }
 
 impl Client {
+    /// An end whose connections are resumed, as far as the guest can: answers and notifications
+    /// that were lost with one come on the next, and requests that were lost are written again.
+    /// `session` is a number that no other host of the same guest has.
+    pub fn resuming(session: u64) -> Self {
+        Self { session, ..Self::default() }
+    }
+
+    /// The negotiation of the next connection.
+    pub fn negotiation(&self) -> NegotiateProtocol {
+        let unsent: BTreeSet<u64> = self.outgoing.iter().filter_map(|frame| id_of(frame)).collect();
+        let pending = self.pending.keys().copied().filter(|id| !unsent.contains(id)).collect();
+        let linkspan = LinkspanHost { session: self.session, pending, notified: self.notified };
+        let linkspan = (self.session != 0).then_some(linkspan);
+        NegotiateProtocol { linkspan, ..NegotiateProtocol::exactly(VERSION) }
+    }
+
+    /// Goes on after a negotiation: what the guest has not got is written again, first.
+    pub fn resume(&mut self, guest: &LinkspanGuest) {
+        for id in guest.unknown.iter().rev() {
+            if let Some(pending) = self.pending.get(id) {
+                self.outgoing.push_front(pending.frame.clone());
+            }
+        }
+    }
+
     /// Queues a request. Without a deadline it stays pending until it is answered, as a
     /// WaitForProcess has to. On a closed bridge it is answered at once, with the reason.
     pub fn call<P: Procedure>(
@@ -184,8 +220,10 @@ impl Client {
             message::write_request(envelope, request, out)
         })
         .expect("a request document has string keys only");
+        // Where nothing is resumed, nothing has to be kept.
+        let frame = if self.session == 0 { Vec::new() } else { bytes.clone() };
         self.outgoing.push_back(bytes);
-        self.pending.insert(id, Pending { message_type, deadline });
+        self.pending.insert(id, Pending { message_type, frame, deadline });
         call
     }
 
@@ -287,6 +325,7 @@ impl Client {
             }
             Kind::Notification if message_type == MessageType::NOTIFICATION => {
                 let notification = json::parse(&payload).and_then(|value| json::read(&value));
+                self.notified += 1;
                 self.events.push_back(ClientEvent::Notified(notification.map_err(document)?));
                 Ok(())
             }
@@ -342,6 +381,10 @@ impl Client {
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
+}
+
+fn id_of(frame: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(*frame.get(8..)?.first_chunk()?))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub const HOST_LIMIT: usize = 0x1_0000;
 
 /// The largest frame that our guest accepts. The reference has no limit; the largest real
 /// requests are policy fragments of about a mebibyte.
-pub const GUEST_LIMIT: usize = 16 << 20;
+pub const GUEST_LIMIT: usize = 4 << 20;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]

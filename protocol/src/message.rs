@@ -24,8 +24,8 @@ pub use create::{
     SupportedVersions, SystemTime, TimeZoneInformation, UvmDocument, WindowsContainer,
 };
 pub use execute_process::{
-    ExecuteProcess, ExecuteProcessResponse, ExecuteProcessSettings, ProcessParameters,
-    ServiceStdio, VsockStdio,
+    ExecuteProcess, ExecuteProcessResponse, ExecuteProcessSettings, LinkspanStdio,
+    ProcessParameters, ServiceStdio, VsockStdio,
 };
 pub use get_properties::{
     BlkioMetrics, CgroupStats, ContainerMetrics, CpuMetrics, CpuThrottling, CpuUsage,
@@ -35,7 +35,8 @@ pub use get_properties::{
 };
 pub use modify_settings::{ModifyRequest, ModifySettings, ModifyTarget};
 pub use negotiate::{
-    Capabilities, GuestDefinedCapabilities, NegotiateProtocol, NegotiateProtocolResponse,
+    Capabilities, GuestDefinedCapabilities, LinkspanGuest, LinkspanHost, NegotiateProtocol,
+    NegotiateProtocolResponse,
 };
 pub use notification::{Notification, NotificationType, Operation};
 pub use process::{

@@ -8,15 +8,18 @@
 //! are being worked on. Their answers, and notifications, then wait for the next connection and
 //! its negotiation: a host that is still negotiating expects nothing else.
 
+mod history;
+
 use std::collections::VecDeque;
 
 use serde::Serialize;
 use serde_json::Value;
 
+use self::history::History;
 use crate::frame::{self, Decoder, Frame, FrameError, GUEST_LIMIT, HOST_LIMIT};
 use crate::message::{
-    Capabilities, Empty, Envelope, ModifySettings, NegotiateProtocol, NegotiateProtocolResponse,
-    Notification, Request, ResponseEnvelope,
+    Capabilities, Empty, Envelope, LinkspanGuest, LinkspanHost, ModifySettings, NegotiateProtocol,
+    NegotiateProtocolResponse, Notification, Request, ResponseEnvelope,
 };
 use crate::{DecodeError, ErrorRecord, Fault, HResult, Kind, MessageType, VERSION, json, message};
 
@@ -71,6 +74,7 @@ pub struct Server {
     options: ServerOptions,
     decoder: Decoder,
     negotiated: bool,
+    history: History,
     requests: VecDeque<Incoming>,
     outgoing: VecDeque<Vec<u8>>,
     /// Frames that wait for a negotiated connection.
@@ -81,8 +85,8 @@ impl Server {
     /// An end without a connection's history.
     pub fn new(options: ServerOptions) -> Self {
         let decoder = Decoder::new(options.request_limit);
-        let (requests, outgoing, held) = Default::default();
-        Self { options, decoder, negotiated: false, requests, outgoing, held }
+        let (history, requests, outgoing, held) = Default::default();
+        Self { options, decoder, negotiated: false, history, requests, outgoing, held }
     }
 
     /// Takes bytes from the host, cut anywhere.
@@ -113,12 +117,14 @@ impl Server {
         match parsed.and_then(|document| read_request(message_type, &document)) {
             Ok(Some((_, Request::NegotiateProtocol(range)))) => self.negotiate(&ticket, range),
             Ok(Some((envelope, request))) => {
+                self.history.came(ticket.id);
                 self.requests.push_back(Incoming { ticket, envelope, request });
             }
             Ok(None) => self.refuse(&ticket, not_implemented(message_type)),
             // The reference never looks into this one's document.
             Err(_) if message_type == MessageType::DUMP_STACKS => {
                 let request = Request::DumpStacks(message::DumpStacks {});
+                self.history.came(ticket.id);
                 self.requests.push_back(Incoming {
                     ticket,
                     envelope: Envelope::default(),
@@ -135,9 +141,10 @@ impl Server {
     fn negotiate(&mut self, ticket: &Ticket, range: NegotiateProtocol) {
         let outcome = if range.includes_ours() {
             let capabilities = self.options.capabilities.clone();
-            Ok(NegotiateProtocolResponse { version: VERSION, capabilities })
+            let linkspan = self.resume(range.linkspan);
+            Ok(NegotiateProtocolResponse { version: VERSION, capabilities, linkspan })
         } else {
-            let NegotiateProtocol { minimum_version, maximum_version } = range;
+            let NegotiateProtocol { minimum_version, maximum_version, .. } = range;
             let text = format!(
                 "protocol versions {minimum_version} to {maximum_version} do not include {VERSION}"
             );
@@ -152,6 +159,25 @@ impl Server {
         }
     }
 
+    /// Finds out what is still to be said to this host.
+    fn resume(&mut self, host: Option<LinkspanHost>) -> Option<LinkspanGuest> {
+        let Some(host) = host.filter(|host| host.session != 0) else {
+            self.history.begin(0);
+            return None;
+        };
+        if host.session != self.history.session() {
+            if self.history.session() != 0 {
+                // Its requests are unknown to this one, and their answers would end its bridge.
+                self.held.retain(|frame| history::is_notification(frame));
+            }
+            self.history.begin(host.session);
+        }
+        let (mut unread, unknown) = self.history.resume(&host, &self.held);
+        unread.append(&mut self.held);
+        self.held = unread;
+        Some(LinkspanGuest { unknown })
+    }
+
     /// The next request for the agent. Requests are to be worked on at the same time: one that
     /// waits must not hold up the others.
     pub fn poll_request(&mut self) -> Option<Incoming> {
@@ -160,6 +186,7 @@ impl Server {
 
     /// Answers a request. A response that a host could not receive, for its size, becomes a fault.
     pub fn respond<R: Serialize>(&mut self, ticket: Ticket, outcome: Result<R, Fault>) {
+        self.history.answered(ticket.id);
         let frame = self.response(&ticket, outcome);
         self.send_negotiated(frame);
     }
@@ -191,6 +218,16 @@ impl Server {
         frame
     }
 
+    /// Bytes that wait to be written on this connection: what a host that does not read costs.
+    pub fn backlog(&self) -> usize {
+        self.outgoing.iter().map(Vec::len).sum()
+    }
+
+    /// Bytes that wait for a connection that is negotiated.
+    pub fn held(&self) -> usize {
+        self.held.iter().map(Vec::len).sum()
+    }
+
     /// Says that a container has exited.
     pub fn notify(&mut self, notification: &Notification) {
         let mut bytes = Vec::new();
@@ -201,15 +238,27 @@ impl Server {
         self.send_negotiated(bytes);
     }
 
+    /// Says what only Linkspan's own host may hear, if that is who is connected.
+    pub fn notify_linkspan(&mut self, notification: &Notification) {
+        if self.negotiated && self.history.session() != 0 {
+            self.notify(notification);
+        }
+    }
+
     /// The next bytes to write to the host: one whole frame.
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
-        self.outgoing.pop_front()
+        let frame = self.outgoing.pop_front()?;
+        self.history.wrote(&frame);
+        Some(frame)
     }
 
     /// The connection is lost, and `in_flight` was not written in full. Frames that have not gone
     /// out wait for the next connection; those of one that was not negotiated mean nothing there.
     pub fn disconnect(&mut self, in_flight: Option<Vec<u8>>) {
         self.decoder = Decoder::new(self.options.request_limit);
+        if in_flight.is_some() {
+            self.history.take_back();
+        }
         let unsent = in_flight.into_iter().chain(std::mem::take(&mut self.outgoing));
         if self.negotiated {
             self.held.extend(unsent);
@@ -431,7 +480,7 @@ mod tests {
         server.handle_input(&raw(0x1010_0601, 41, r#"{"ProcessId":7}"#)).unwrap();
         server.handle_input(&raw(0x1010_0601, 42, r#"{"ProcessId":8}"#)).unwrap();
         let (first, second) = (server.poll_request().unwrap(), server.poll_request().unwrap());
-        let body = || Ok(WaitForProcessResponse { exit_code: 3 });
+        let body = || Ok(WaitForProcessResponse { exit_code: 3, ..Default::default() });
         server.respond(first.ticket, body());
         let in_flight = server.poll_transmit();
         server.disconnect(in_flight);

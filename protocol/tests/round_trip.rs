@@ -118,7 +118,12 @@ fn request() -> impl Strategy<Value = Request> {
                     emulate_console: flags[3],
                     ..ProcessParameters::default()
                 });
-                let stdio = VsockStdio { stdin: ports[0], stdout: ports[1], stderr: ports[2] };
+                let stdio = VsockStdio {
+                    stdin: ports[0],
+                    stdout: ports[1],
+                    stderr: ports[2],
+                    ..VsockStdio::default()
+                };
                 Request::ExecuteProcess(ExecuteProcess {
                     settings: ExecuteProcessSettings {
                         process_parameters,

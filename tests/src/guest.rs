@@ -15,6 +15,8 @@ pub struct GuestState {
     pub processes: u64,
     /// Processes that nobody has reaped.
     pub zombies: u64,
+    /// Threads of all the agent's processes.
+    pub threads: u64,
     /// Open descriptors of all the agent's processes.
     pub descriptors: u64,
     /// Directories of containers and layers.
@@ -44,6 +46,7 @@ impl GuestState {
             cgroups: value("cgroups "),
             processes: value("processes "),
             zombies: value("zombies "),
+            threads: value("threads "),
             descriptors: value("descriptors "),
             directories: value("directories "),
             resident_kib: value("resident "),
@@ -102,7 +105,7 @@ done
 
 const SCRIPT: &str = r#"
 b=/bin/busybox
-processes=0 zombies=0 descriptors=0 resident=0
+processes=0 zombies=0 threads=0 descriptors=0 resident=0
 for p in /proc/[0-9]*; do
   [ "$p" = "/proc/$$" ] && continue
   exe=$($b readlink $p/exe)
@@ -110,6 +113,7 @@ for p in /proc/[0-9]*; do
   while read -r key value unit; do
     if [ "$key" = State: ] && [ "$value" = Z ]; then zombies=$((zombies + 1)); fi
     case "$exe" in */init|*/agent|*linkspan-guest)
+      if [ "$key" = Threads: ]; then threads=$((threads + value)); fi
       if [ "$key" = VmRSS: ]; then resident=$((resident + value)); fi;;
     esac
   done 2>/dev/null < $p/status
@@ -121,6 +125,7 @@ echo mounts $($b wc -l < /proc/self/mounts)
 echo cgroups $($b find @CGROUP@ -mindepth 1 -type d 2>/dev/null | $b wc -l)
 echo processes $processes
 echo zombies $zombies
+echo threads $threads
 echo descriptors $descriptors
 echo directories $($b find /run/gcs /run/mounts /run/layers -mindepth 2 -maxdepth 2 2>/dev/null | $b wc -l)
 echo resident $resident

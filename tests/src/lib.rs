@@ -17,6 +17,7 @@
 //! | `verity`    | hash trees of layers                                               |
 
 mod cli;
+mod flaky;
 mod guest;
 mod machine;
 mod places;
@@ -27,11 +28,12 @@ mod scenario;
 mod verity;
 
 pub use cli::{Said, User};
+pub use flaky::{Dice, Flaky};
 pub use guest::GuestState;
 pub use linkspan_host::Backend;
 pub use machine::{agent, layer_image, machine};
 pub use places::{cli, image, rootfs};
 pub use remains::{Remains, pid_in};
 pub use sandbox::{Sandbox, unique};
-pub use scenario::{Vm, block_on, shared};
+pub use scenario::{Vm, block_on, from_environment, shared};
 pub use verity::append_tree;

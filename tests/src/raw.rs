@@ -119,7 +119,10 @@ impl RawHost {
     }
 
     /// Puts the root file system where containers find it.
-    async fn map_base(&mut self) {
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn map_base(&mut self) {
         let file = std::fs::File::open(layer_image()).expect("open the layer image");
         let size = file.metadata().expect("look at the layer image").len();
         let address = ScsiAddress { controller: 0, lun: 0 };

@@ -43,8 +43,19 @@ macro_rules! on_both_backends {
     };
 }
 
-/// No scenario takes this long.
+/// No scenario takes this long, unless `LINKSPAN_SCENARIO_SECONDS` says so.
 const LIMIT: Duration = Duration::from_secs(300);
+
+/// A number that makes a scenario longer than it is by default.
+///
+/// # Panics
+/// When the variable is no number.
+pub fn from_environment(variable: &str, default: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")),
+        Err(_) => default,
+    }
+}
 
 /// A shared utility VM, lent to a scenario.
 #[derive(Clone)]
@@ -69,6 +80,11 @@ impl fmt::Debug for Vm {
 }
 
 impl Vm {
+    /// One that a scenario has started its own way.
+    pub fn of(uvm: UtilityVm, backend: Backend) -> Self {
+        Self { uvm, backend }
+    }
+
     /// Starts one for a scenario that needs its own.
     ///
     /// # Panics
@@ -100,9 +116,10 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
     });
     runtime.block_on(async {
-        match tokio::time::timeout(LIMIT, future).await {
+        let limit = from_environment("LINKSPAN_SCENARIO_SECONDS", LIMIT.as_secs());
+        match tokio::time::timeout(Duration::from_secs(limit), future).await {
             Ok(output) => output,
-            Err(_) => panic!("the scenario hangs: no end within {} s", LIMIT.as_secs()),
+            Err(_) => panic!("the scenario hangs: no end within {limit} s"),
         }
     })
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use linkspan_protocol::message::{Envelope, HostedContainer, NotificationType, SchemaVersion};
 
 use serde_json::Value;
+use tokio::sync::watch;
 
 use super::bundle::Bundle;
 use super::kind::Kind;
@@ -74,6 +75,7 @@ pub(crate) async fn create(
     }
     let network = prepared.keep();
     let container = Rc::new(Container {
+        abandoned: watch::Sender::new(false),
         id: id.to_owned(),
         activity_id: envelope.activity_id.clone(),
         bundle: bundle.directory,

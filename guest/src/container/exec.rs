@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Container, new_pipes, user, workdir};
 use crate::process::{Process, SignalCode};
-use crate::relay::Relay;
+use crate::relay::{Delivery, Relay};
 use crate::runtime::{Confinement, Job};
 use crate::stdio::{Pipes, Streams};
 use crate::terminal::ConsoleSocket;
@@ -52,14 +52,20 @@ impl Container {
         drop(expectation);
         let process = match console {
             None => {
-                let relay = Relay::pipes(pipes.map(Pipes::into_ours).unwrap_or_default(), host);
+                let relay = Relay::pipes(
+                    pipes.map(Pipes::into_ours).unwrap_or_default(),
+                    host,
+                    &ports,
+                    &Delivery::Once,
+                );
                 let made = Process::new(child, None);
                 made.attach(relay.map_err(io)?);
                 made
             }
             Some(console) => {
                 let terminal = console.receive().await.inspect_err(|_| drop(child.signal(9)))?;
-                let relay = Relay::terminal(&terminal, host).map_err(io)?;
+                let relay =
+                    Relay::terminal(&terminal, host, &ports, &Delivery::Once).map_err(io)?;
                 let made = Process::new(child, Some(terminal));
                 made.attach(relay);
                 made

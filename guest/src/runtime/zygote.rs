@@ -87,6 +87,7 @@ fn serve(socket: &OwnedFd, runtime: &impl OciRuntime) -> io::Result<()> {
             Ok(Forked::Child) => {
                 let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&children), None);
                 workers.clear();
+                crate::headroom::unprotect();
                 answer(&reply, &work(payload, stdio, runtime));
                 std::process::exit(0);
             }

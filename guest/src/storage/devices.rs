@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use self::events::DeviceEvents;
+pub(crate) use self::events::DeviceEvents;
 use self::sysfs::Sysfs;
 use crate::error::Context;
 use crate::{Error, Result};

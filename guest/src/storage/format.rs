@@ -61,7 +61,7 @@ pub(crate) fn xfs(device: &Path) -> Result<()> {
     let mut command = Command::new(&program);
     command.arg("-q").arg("-f").arg(device).env_clear();
     let stdio = Stdio::Descriptors([None, None, Some(stderr)]);
-    let pid = linkspan_guest_sys::spawn(&mut command, stdio).context(what)?;
+    let pid = linkspan_guest_sys::spawn(&mut command, stdio, &[]).context(what)?;
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     // Others reap it, maybe before it can be watched; whether it has done its work shows.
     let watched = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());

@@ -14,12 +14,13 @@ pub enum Stdio {
     Terminal(OwnedFd),
 }
 
-/// Starts a program in a session of its own and returns its pid. Whoever reaps this process's
+/// Starts a program in a session of its own, and in the cgroups whose `cgroup.procs` are given,
+/// as killable as any for want of memory. Returns its pid. Whoever reaps this process's
 /// children learns of its end.
 ///
 /// # Errors
 /// The kernel's, of the exec as well.
-pub fn spawn(command: &mut Command, stdio: Stdio) -> io::Result<u32> {
+pub fn spawn(command: &mut Command, stdio: Stdio, cgroups: &[OwnedFd]) -> io::Result<u32> {
     for set in [Command::stdin, Command::stdout, Command::stderr] {
         set(command, std::process::Stdio::null());
     }
@@ -28,11 +29,21 @@ pub fn spawn(command: &mut Command, stdio: Stdio) -> io::Result<u32> {
         Stdio::Terminal(fd) => [Some(fd.as_raw_fd()); 3],
     };
     let terminal = matches!(stdio, Stdio::Terminal(_));
+    let cgroups: Vec<_> = cgroups.iter().map(AsRawFd::as_raw_fd).collect();
     // SAFETY: the closure makes system calls only, on descriptors that `stdio` keeps open until
     // the program runs.
     unsafe {
         command.pre_exec(move || {
             nix::unistd::setsid()?;
+            // Neither is worth not running the program.
+            for &cgroup in &cgroups {
+                libc::write(cgroup, c"0".as_ptr().cast(), 1);
+            }
+            let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY);
+            if score >= 0 {
+                libc::write(score, c"0".as_ptr().cast(), 1);
+                libc::close(score);
+            }
             for (standard, fd) in raw.into_iter().enumerate() {
                 let standard = standard as libc::c_int;
                 let result = match fd {

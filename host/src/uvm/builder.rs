@@ -221,9 +221,21 @@ impl Builder {
     /// [`Error::Boot`] when it does not come up, with the phase that it hung in and the end of
     /// its console; nothing of it is left then.
     pub async fn start(self) -> Result<UtilityVm> {
+        self.start_wrapped(|vmm| vmm).await
+    }
+
+    /// As [`start`](Self::start), with something of the caller's own between the machine and all
+    /// that talks to it: to watch what passes, or to disturb it.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_wrapped(
+        self,
+        wrap: impl FnOnce(Arc<dyn Vmm>) -> Arc<dyn Vmm>,
+    ) -> Result<UtilityVm> {
         let (name, timeout) = (self.name.clone(), self.boot_timeout);
         let has_network = self.network.is_some();
-        let vmm = self.start_machine(None).await?;
+        let vmm = wrap(self.start_machine(None).await?);
         let began = std::time::Instant::now();
         let connected = async {
             let mut listener = vmm.listen(port::BRIDGE, Accept::Many).await?;

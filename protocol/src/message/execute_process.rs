@@ -48,6 +48,24 @@ pub struct VsockStdio {
     /// Process to host.
     #[serde(rename = "StdErr", skip_serializing_if = "is_zero")]
     pub stderr: u32,
+    /// Ours alone: what becomes of an init's output when its connection is lost. For guests that
+    /// say [`linkspan_stdio`](super::GuestDefinedCapabilities::linkspan_stdio); to others it means
+    /// nothing.
+    #[serde(rename = "Linkspan", skip_serializing_if = "is_zero")]
+    pub linkspan: Option<LinkspanStdio>,
+}
+
+/// What becomes of an init's output when its connection is lost. Where nothing is said, the guest
+/// dials again and writes the last 128 KiB again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LinkspanStdio {
+    /// The process learns that nobody reads any more.
+    Once,
+    /// The guest dials again, and each byte arrives once. On the connection the host first says
+    /// how many bytes it has, as a little-endian `u64`, and again as they come; `u64::MAX` says
+    /// that it wants no more. The guest sends pieces from that count on: a little-endian `u32`
+    /// length, then as many bytes; 0 is the end.
+    Resume,
 }
 
 /// Service GUIDs on which the host listens, one for each stream that exists.

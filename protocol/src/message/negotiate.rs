@@ -9,19 +9,45 @@ use crate::json::is_zero;
 /// The range of versions that the host speaks. Goes to nobody ([`ContainerId::none`]).
 ///
 /// [`ContainerId::none`]: super::ContainerId::none
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NegotiateProtocol {
     /// The oldest.
     pub minimum_version: u32,
     /// The newest.
     pub maximum_version: u32,
+    /// Ours alone: the host is Linkspan's, and takes what only it knows (see
+    /// [`NotificationType::LinkspanOomKill`](super::NotificationType)). Other guests pass over it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub linkspan: Option<LinkspanHost>,
+}
+
+/// Where Linkspan's host stands, so that a lost connection costs neither an answer nor a
+/// notification, and doubles none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct LinkspanHost {
+    /// One number for all connections of a bridge. Another number is another host, to which answers
+    /// to the one before mean nothing.
+    pub session: u64,
+    /// Requests that were written, in whole or in part, and not answered.
+    pub pending: Vec<u64>,
+    /// How many notifications have come.
+    pub notified: u64,
+}
+
+/// What Linkspan's guest says to that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct LinkspanGuest {
+    /// Pending requests that have never come whole: they are to be written again.
+    pub unknown: Vec<u64>,
 }
 
 impl NegotiateProtocol {
     /// A host that speaks one version.
     pub fn exactly(version: u32) -> Self {
-        Self { minimum_version: version, maximum_version: version }
+        Self { minimum_version: version, maximum_version: version, linkspan: None }
     }
 }
 
@@ -33,6 +59,9 @@ pub struct NegotiateProtocolResponse {
     pub version: u32,
     /// What the guest can do.
     pub capabilities: Capabilities,
+    /// To a host that is Linkspan's.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub linkspan: Option<LinkspanGuest>,
 }
 
 /// What a guest can do.
@@ -116,6 +145,9 @@ pub struct GuestDefinedCapabilities {
     /// processes from before are gone. Other hosts do not know the key and pass over it.
     #[serde(skip_serializing_if = "is_zero")]
     pub linkspan_restarts: u32,
+    /// Ours alone: the guest knows [`LinkspanStdio`](super::LinkspanStdio).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub linkspan_stdio: bool,
 }
 
 impl NegotiateProtocol {

@@ -8,7 +8,7 @@ use crate::JsonString;
 use crate::json::is_zero;
 use crate::{HResult, UVM_ID};
 
-/// A container has exited. Hosts count the message itself and look at nothing but the id.
+/// A container has exited (or, between Linkspan's two ends, has lost a process). Hosts count the message itself and look at nothing but the id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Notification {
@@ -58,9 +58,11 @@ macro_rules! words {
 }
 
 words! {
-    /// How a container ended.
+    /// How a container ended. `LinkspanOomKill` is ours alone, and no end: the kernel has killed a
+    /// process of the container for want of memory; `ResultInfo` is `{"OomKills": N}`, how many so far. It is sent to
+    /// hosts that have said that they are Linkspan's, for others would take it for an exit.
     NotificationType:
-    None GracefulExit ForcedExit UnexpectedExit Reboot Constructed Started Paused Unknown
+    None GracefulExit ForcedExit UnexpectedExit Reboot Constructed Started Paused Unknown LinkspanOomKill
 }
 
 words! {

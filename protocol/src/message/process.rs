@@ -23,6 +23,10 @@ pub struct WaitForProcess {
 pub struct WaitForProcessResponse {
     /// The exit status, or 128 + signal; of an external process that a signal ended, `u32::MAX`.
     pub exit_code: u32,
+    /// Ours alone: how many of its container's processes the kernel has killed for want of memory.
+    /// Other hosts pass over it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub linkspan_oom_kills: u64,
 }
 
 /// Sends a signal to one process.

@@ -243,7 +243,7 @@ impl Running {
             oci_process: Some(process(&["/bin/busybox", "sh", "-c", crate::SINK])),
             ..ProcessParameters::default()
         };
-        let stdio = VsockStdio { stdin, stdout, stderr: 0 };
+        let stdio = VsockStdio { stdin, stdout, ..VsockStdio::default() };
         let pid = execute(uvm, &self.id, parameters, stdio).await?;
         let mut input = input.accept().await.context("stdin did not come")?;
         let mut output = output.accept().await.context("stdout did not come")?;

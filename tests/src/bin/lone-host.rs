@@ -52,7 +52,7 @@ async fn cycles(uvm: UtilityVm, backend: Backend, count: usize) -> anyhow::Resul
             "{when} {}",
             json!({
                 "mounts": guest.mounts, "cgroups": guest.cgroups, "processes": guest.processes,
-                "zombies": guest.zombies, "descriptors": guest.descriptors,
+                "zombies": guest.zombies, "threads": guest.threads, "descriptors": guest.descriptors,
                 "directories": guest.directories, "resident_kib": guest.resident_kib,
                 "host_descriptors": own.descriptors, "host_resident_kib": own.resident_kib,
             })
@@ -82,9 +82,14 @@ async fn batch(uvm: &UtilityVm, name: &str, count: usize) -> anyhow::Result<()> 
 }
 
 async fn one(uvm: &UtilityVm, id: &str) -> anyhow::Result<()> {
-    let init = ProcessSpec::new(["echo", id]);
+    let script = "cat; echo $0";
+    let init = ProcessSpec::new(["sh", "-c", script, id]);
     let container = uvm.container(id, Layers::of(layer_image())).process(init).create().await?;
-    let output = container.start(Stdio::OUTPUT).await?.wait_with_output().await?;
+    let init = container.start(Stdio::PIPED).await?;
+    let output = container.command("echo").arg("joined").output().await?;
+    anyhow::ensure!(output.stdout == b"joined\n", "{output:?}");
+    // The end of its input is the init's.
+    let output = init.wait_with_output().await?;
     anyhow::ensure!(output.status.success(), "{}", output.status);
     anyhow::ensure!(output.stdout == format!("{id}\n").as_bytes(), "{:?}", output.stdout);
     container.delete().await?;

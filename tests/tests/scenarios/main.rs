@@ -6,14 +6,17 @@
 mod agent_crash;
 mod boot;
 mod bulk;
+mod chaos;
 mod cli;
 mod concurrency;
 mod conformance;
 mod false_guest;
+mod floods;
 mod images;
 mod layers;
 mod leaks;
 mod lifecycle;
+mod memory;
 mod network;
 mod nothing_left;
 mod operations;

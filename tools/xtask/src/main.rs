@@ -9,6 +9,7 @@ mod image;
 mod progress;
 mod rootfs;
 mod setup;
+mod soak;
 mod stamp;
 mod steps;
 mod test;
@@ -44,6 +45,8 @@ enum Verb {
     Check,
     /// Feed the protocol what no peer would send
     Fuzz(fuzz::Options),
+    /// Try for hours what the tests try for minutes
+    Soak(soak::Options),
     /// Measure
     Bench(bench::Options),
     /// What continuous integration runs: check, test, and a short fuzz
@@ -82,6 +85,7 @@ fn run(arguments: &Arguments, steps: &mut Steps) -> anyhow::Result<()> {
         Verb::Test(options) => test::run(&workspace, options, consent, steps),
         Verb::Check => check::run(&workspace, steps),
         Verb::Fuzz(options) => fuzz::run(&workspace, options, consent, steps),
+        Verb::Soak(options) => soak::run(&workspace, options, consent, steps),
         Verb::Bench(options) => bench::run(&workspace, options, consent, steps),
         Verb::Ci => ci::run(&workspace, consent, steps),
     }

@@ -9,12 +9,12 @@ use nix::sys::socket::{
 use tokio::io::unix::AsyncFd;
 
 /// A subscription to the kernel's device events. What happens after it was made is not missed.
-pub(super) struct DeviceEvents {
+pub(crate) struct DeviceEvents {
     socket: AsyncFd<OwnedFd>,
 }
 
 impl DeviceEvents {
-    pub(super) fn subscribe() -> io::Result<Self> {
+    pub(crate) fn subscribe() -> io::Result<Self> {
         let socket = socket(
             AddressFamily::Netlink,
             SockType::Datagram,
@@ -26,7 +26,7 @@ impl DeviceEvents {
     }
 
     /// Something has changed; what, one finds by looking.
-    pub(super) async fn next(&mut self) -> io::Result<()> {
+    pub(crate) async fn next(&mut self) -> io::Result<()> {
         // Only that it came counts, so that it may be cut off.
         let mut byte = [0; 1];
         loop {

@@ -278,5 +278,23 @@ async fn what_this_machine_has_not_is_said(connection: &mut Connection<'_>) {
     let answer = connection.modify("Add", "MappedDirectory", nobody.clone()).await;
     answer.expect_fault(HResult::FAIL);
     assert!(answer.body["ErrorMessage"].as_str().unwrap().contains("port 564"), "{}", answer.body);
+    // Whether the kernel has no 9p, or the host hangs up on it.
+    let ([port], [listener]) = connection.host().listen();
+    let silent = json!({"MountPath": "/run/mounts/plan9/0", "Port": port, "ShareName": "0"});
+    let asked = connection.post_modify("Add", "MappedDirectory", silent).await;
+    drop(listener.accept().await.unwrap());
+    let answer = connection.response_to(asked).await;
+    answer.expect_fault(HResult::FAIL);
+    assert!(answer.body["ErrorMessage"].as_str().unwrap().contains("9p"), "{}", answer.body);
+    for (settings, part) in [
+        (json!({"MountPath": "/run/mounts/plan9/0", "Port": -1}), "Port: -1"),
+        (json!({"MountPath": "/run/mounts/plan9/0", "Port": port, "ShareName": "0,x"}), "\"0,x\""),
+        (json!({"MountPath": "/run/mounts/plan9/0", "ShareName": "no-such-tag"}), "no-such-tag"),
+    ] {
+        let answer = connection.modify("Add", "MappedDirectory", settings).await;
+        answer.expect_fault(HResult::FAIL);
+        let text = answer.body["ErrorMessage"].as_str().unwrap();
+        assert!(text.contains(part) || text.contains("virtiofs"), "{text} lacks {part}");
+    }
     assert_eq!(sh(connection, "ls -d /run/mounts/plan9/0 || echo none").await, "none");
 }

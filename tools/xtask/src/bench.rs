@@ -13,6 +13,9 @@ use crate::{
 /// What is passed on.
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    /// Measure how layers are made, beside mke2fs and mkfs.erofs; takes no utility VM
+    #[arg(long)]
+    layers: bool,
     /// For the benchmark program; `cargo xtask bench -- --help` shows what it knows
     #[arg(last = true)]
     args: Vec<OsString>,
@@ -26,6 +29,13 @@ pub(crate) fn run(
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
     setup::run(setup::EVERYTHING, consent, steps)?;
+    if options.layers {
+        steps.run("build linkspan", || workspace.build_cli())?;
+        return steps.run("measure", || {
+            let program = ["run", "--release", "-p", "linkspan-bench", "--bin", "layers", "--"];
+            test::with_image(workspace, &program).args(&options.args).run()
+        });
+    }
     image::run(workspace, &image::Options::default(), steps)?;
     steps.run("build linkspan", || workspace.build_cli())?;
     rootfs::run(workspace, steps)?;

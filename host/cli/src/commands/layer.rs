@@ -2,6 +2,7 @@
 
 mod build;
 mod inspect;
+mod mount;
 mod verity;
 
 use clap::{Args, Subcommand};
@@ -20,6 +21,7 @@ pub(crate) struct Layer {
 enum LayerCommand {
     Build(build::Build),
     Inspect(inspect::Inspect),
+    Mount(mount::Mount),
     Verity(verity::Verity),
 }
 
@@ -28,6 +30,7 @@ impl Layer {
         match self.command {
             LayerCommand::Build(build) => build.run(global),
             LayerCommand::Inspect(inspect) => inspect.run(global),
+            LayerCommand::Mount(mount) => mount.run(global),
             LayerCommand::Verity(verity) => verity.run(global),
         }
     }

@@ -92,3 +92,54 @@ async fn image_runs_as_it_says_unless_told_otherwise(backend: Backend) {
     assert!(said.code == Some(125) && said.err.contains("three:1"), "{said:?}");
     assert!(user.left().iter().all(|path| path.starts_with("tmp/linkspan-0")), "{:?}", user.left());
 }
+
+#[test]
+fn layer_commands_make_check_and_mount_what_they_say() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("layer.tar"), layer(false, &[("file", "content"), (".wh.gone", "")]))
+        .unwrap();
+    let linkspan = |args: &[&str]| {
+        let output =
+            std::process::Command::new(linkspan_tests::cli()).arg("layer").args(args).output();
+        let output = output.expect("run linkspan");
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), out, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for format in ["ext4", "erofs"] {
+        let image = path(&format!("layer.{format}"));
+        let (tar, mount) = (path("layer.tar"), path(&format!("mount.{format}")));
+        let options = ["--whiteouts", "--verity", "--vhd", "--format", format, "--json"];
+        let said = linkspan(&[&["build", &tar, "-o", &image], &options[..]].concat());
+        assert_eq!(said.0, Some(0), "{said:?}");
+        let built: Value = serde_json::from_str(&said.1).unwrap();
+        let root = built["root_hash"].as_str().unwrap();
+        let again = linkspan(&["build", &tar, "-o", &image]);
+        assert!(again.0 == Some(125) && again.2.contains("--force"), "{again:?}");
+
+        assert_eq!(linkspan(&["verity", "root", &image]).1.trim(), root);
+        let said = linkspan(&["verity", "verify", &image, "--root-hash", root]);
+        assert_eq!(said.0, Some(0), "{said:?}");
+        let said = linkspan(&["verity", "verify", &image, "--root-hash", &"0".repeat(64)]);
+        assert!(said.0 == Some(125) && said.2.contains(root), "{said:?}");
+        let said = linkspan(&["--json", "inspect", &image]);
+        let found: Value = serde_json::from_str(&said.1).unwrap();
+        assert_eq!(found["kind"], "fixed VHD");
+        assert_eq!(found["verity"]["root_hash"], root);
+
+        std::fs::create_dir(&mount).unwrap();
+        let said = linkspan(&["mount", &image, &mount]);
+        assert_eq!(said.0, Some(0), "{said:?}");
+        let content = std::fs::read_to_string(format!("{mount}/file"));
+        let hidden = std::fs::symlink_metadata(format!("{mount}/gone"));
+        let status = std::process::Command::new("umount").arg(&mount).status().unwrap();
+        assert!(status.success());
+        assert_eq!(content.unwrap(), "content");
+        assert!(std::os::unix::fs::FileTypeExt::is_char_device(&hidden.unwrap().file_type()));
+
+        let file = std::fs::File::options().read(true).write(true).open(&image).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0x55], 5000).unwrap();
+        let said = linkspan(&["verity", "verify", &image]);
+        assert!(said.0 == Some(125) && said.2.contains("block 1 (byte 4096)"), "{said:?}");
+    }
+}

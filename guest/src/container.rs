@@ -54,6 +54,9 @@ pub(crate) use pod::Pods;
 
 use kind::Kind;
 
+/// How long a killed init may take to end.
+const ENDING: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// One container.
 pub(crate) struct Container {
     id: String,
@@ -220,8 +223,21 @@ impl Container {
         self.remove(uvm).await
     }
 
+    /// A killed init may take longer to go than the runtime waits, above all on a busy machine; and
+    /// what is in a cgroup keeps that from being removed.
+    async fn delete_from_runtime(&self, uvm: &Uvm) -> Result<Option<u32>> {
+        let delete = || uvm.runtime.run(Job::Delete { id: self.id.clone() }, None);
+        match delete().await {
+            Err(Error::Runtime { .. }) => {
+                let _ = tokio::time::timeout(ENDING, self.init.ended()).await;
+                delete().await
+            }
+            other => other,
+        }
+    }
+
     async fn remove(&self, uvm: &Uvm) -> Result<()> {
-        let deleted = uvm.runtime.run(Job::Delete { id: self.id.clone() }, None).await;
+        let deleted = self.delete_from_runtime(uvm).await;
         if let Some(network) = &self.network {
             uvm.networks.release(network).await;
         }

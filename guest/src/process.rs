@@ -86,6 +86,11 @@ impl Process {
         self.child.exit.borrow().is_some()
     }
 
+    /// Waits until it has ended, told or not.
+    pub(crate) async fn ended(&self) {
+        tasks::wait("its exit", self.child.exited()).await;
+    }
+
     /// Waits until the exit code is to be told.
     pub(crate) async fn wait(self: &Rc<Self>, milliseconds: u32) -> Result<(u32, Waiter)> {
         let waiter = Waiter::new(self);

@@ -82,6 +82,7 @@ pub enum End {
 /// # Errors
 /// Only what makes it impossible to begin; a lost connection is made anew.
 pub fn run(options: Options) -> io::Result<End> {
+    linkspan_guest_sys::return_freed_memory();
     if options.restarts > 0 {
         crate::storage::clear();
         crate::runtime::clear();
@@ -436,4 +437,22 @@ async fn answer(bridge: Rc<Bridge>, incoming: Incoming) {
     bridge.server.borrow_mut().respond(ticket, outcome);
     bridge.outgoing.notify_one();
     after.settle(&bridge.uvm);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_the_failure_of_its_request_alone() {
+        let executor = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        executor.block_on(async {
+            let defect = async {
+                tokio::task::yield_now().await;
+                panic!("a defect");
+            };
+            assert_eq!(CatchPanic(Box::pin(defect)).await, Err::<(), ()>(()));
+            assert_eq!(CatchPanic(Box::pin(async { 7 })).await, Ok(7));
+        });
+    }
 }

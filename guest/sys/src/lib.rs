@@ -3,7 +3,7 @@
 //! UNSAFE, and nothing else is: fork; file descriptors that come with a message; what happens
 //! between fork and exec (setsid, the controlling terminal, standard descriptors); the ioctls for
 //! entropy, for device-mapper and for bringing an interface up; changing the clock; asking for
-//! device programs of cgroups; tokio's registration of a descriptor.
+//! device programs of cgroups; settings of the allocator; tokio's registration of a descriptor.
 
 #![cfg(target_os = "linux")]
 
@@ -15,6 +15,7 @@ mod device_program;
 mod entropy;
 mod fork;
 mod interface;
+mod memory;
 mod register;
 mod seccomp;
 mod spawn;
@@ -27,6 +28,7 @@ pub use device_program::{attach_device_program, load_device_program};
 pub use entropy::credit_entropy;
 pub use fork::{Forked, fork};
 pub use interface::bring_up;
+pub use memory::return_freed_memory;
 pub use register::register;
 pub use seccomp::load_seccomp;
 pub use spawn::{Stdio, spawn};

@@ -5,6 +5,7 @@
 //!   what there was in the guest and in this process before and after.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use linkspan_host::{Backend, Layers, ProcessSpec, Stdio, UtilityVm};
 use linkspan_tests::{GuestState, layer_image, machine};
@@ -43,9 +44,9 @@ async fn cycles(uvm: UtilityVm, backend: Backend, count: usize) -> anyhow::Resul
     let cgroup = GuestState::cgroup(&uvm, backend);
     // The first ones make what is made once.
     batch(&uvm, "warm", 16).await?;
-    let before = (GuestState::of(&uvm, &cgroup).await, Own::now()?);
+    let before = (settled(&uvm, &cgroup).await, Own::now()?);
     batch(&uvm, "cycle", count).await?;
-    let after = (GuestState::of(&uvm, &cgroup).await, Own::now()?);
+    let after = (settled(&uvm, &cgroup).await, Own::now()?);
     uvm.terminate().await;
     for (when, (guest, own)) in [("before", before), ("after", after)] {
         println!(
@@ -59,6 +60,21 @@ async fn cycles(uvm: UtilityVm, backend: Backend, count: usize) -> anyhow::Resul
         );
     }
     Ok(())
+}
+
+/// What there is once nothing is on its way any more: threads that have nothing to do end after a
+/// while, and streams close behind the exit that they belong to.
+async fn settled(uvm: &UtilityVm, cgroup: &str) -> GuestState {
+    let mut state = GuestState::of(uvm, cgroup).await;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let now = GuestState::of(uvm, cgroup).await;
+        if (now.threads, now.descriptors) == (state.threads, state.descriptors) {
+            return now;
+        }
+        state = now;
+    }
+    state
 }
 
 async fn batch(uvm: &UtilityVm, name: &str, count: usize) -> anyhow::Result<()> {

@@ -14,6 +14,7 @@ pub(crate) mod record;
 pub(crate) mod replay;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod simulate;
 pub(crate) mod stats;
 pub(crate) mod uvm;
 pub(crate) mod version;

@@ -77,6 +77,7 @@ enum Command {
     Record(commands::record::Record),
     Replay(commands::replay::Replay),
     Decode(commands::decode::Decode),
+    Simulate(commands::simulate::Simulate),
     Completions(commands::completions::Completions),
     Version(commands::version::Version),
 }
@@ -145,6 +146,7 @@ fn run(cli: Cli) -> Result<u32, Error> {
             Command::Record(record) => record.run().await,
             Command::Replay(replay) => replay.run(&global).await,
             Command::Decode(decode) => decode.run(&global),
+            Command::Simulate(simulate) => simulate.run(&global),
             Command::Completions(_) | Command::Version(_) => Ok(0),
         }
     });

@@ -15,6 +15,7 @@
 //! | `machine`     | a utility VM of our own, with disks for all checks                  |
 //! | `run`         | statement by statement, within limits                               |
 //! | `transcript`  | what went over the wire, decoded; `report`: what is told of it      |
+//! | `simulation`  | both ends under a seeded scheduler with faults, in virtual time     |
 //! | `capture`     | pcapng captures; `record`: between a host and a guest; `replay`: one side again |
 //! | `simulated`   | a guest in this process, right or with a defect: what the harness is tried on |
 //! | `wire`        | frames and documents by hand                                        |
@@ -32,6 +33,7 @@ pub mod report;
 pub mod run;
 pub mod session;
 pub mod simulated;
+pub mod simulation;
 pub mod statement;
 pub mod target;
 pub mod transcript;

@@ -108,7 +108,12 @@ impl Report {
 
     /// A table for the documentation. It does not tell times, so that it changes only with verdicts.
     pub fn markdown(&self) -> String {
-        let mut text = String::from("| # | statement | verdict |\n|--:|---|---|\n");
+        let mut text = format!(
+            "# Conformance: {}, profile {}\n\n{}.\n\n| # | statement | verdict |\n|--:|---|---|\n",
+            self.side,
+            self.profile,
+            self.summary()
+        );
         for outcome in &self.outcomes {
             let reason = match (outcome.verdict, &outcome.reason) {
                 (Verdict::Pass, _) | (_, None) => String::new(),

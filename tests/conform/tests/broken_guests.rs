@@ -86,6 +86,19 @@ fn each_broken_guest_is_told_by_the_statements_that_it_breaks() {
 }
 
 #[test]
+fn the_documentation_has_every_broken_guest_and_every_mutation() {
+    let text = include_str!("../../../docs/conformance.md");
+    for broken in BROKEN {
+        let ids: Vec<String> = broken.told_by.iter().map(u32::to_string).collect();
+        let row = format!("| {} | {} |", broken.what, ids.join(", "));
+        assert!(text.contains(&row), "docs/conformance.md has no row {row}");
+    }
+    for mutation in linkspan_conform::simulation::MUTATIONS {
+        assert!(text.contains(&format!("`{mutation:?}`")), "{mutation:?}");
+    }
+}
+
+#[test]
 fn what_is_tolerated_is_no_failure_where_hosts_live_with_it() {
     let report = block_on(check(Some(Defect::NoRecords), Profile::V4Lcow));
     assert_eq!(report.deviations(), [33]);

@@ -455,3 +455,15 @@ fn cli_record_writes_what_cli_decode_shows() {
     let bad = std::process::Command::new(cli()).arg("decode").arg("/dev/zero.pcapng").output();
     assert_eq!(bad.unwrap().status.code(), Some(125));
 }
+
+#[test]
+fn cli_simulate_holds_for_a_hundred_thousand_seeds() {
+    let simulated = std::process::Command::new(cli())
+        .args(["simulate", "--seeds", "100000"])
+        .output()
+        .expect("run linkspan");
+    let text = String::from_utf8_lossy(&simulated.stdout);
+    println!("{text}");
+    assert!(simulated.status.success(), "{text}");
+    assert!(text.starts_with("100000 seeds hold"), "{text}");
+}

@@ -139,10 +139,10 @@ pub(super) async fn absent_device(s: &mut Session) -> Checked {
     answer.ok()?;
     if s.profile == Profile::Hardened {
         // The reference agent ends at a controller that is not there.
-        for kind in ["SCSIDevice", "MappedVirtualDisk"] {
+        for (kind, change) in [("SCSIDevice", "Remove"), ("MappedVirtualDisk", "Add")] {
             let settings = json!({"Controller": 7, "Lun": 1, "MountPath": "/run/mounts/conform7"});
-            let answer = s.modify("Remove", kind, settings).await?;
-            ensure!(!answer.succeeded(), "{kind} of controller 7: {}", answer.body);
+            let answer = s.modify(change, kind, settings).await?;
+            ensure!(!answer.succeeded(), "{change} of {kind} at controller 7: {}", answer.body);
         }
     }
     Ok(())

@@ -13,13 +13,14 @@ const MANY: usize = 40;
 pub(super) fn spoil(guest: &Guest, pending: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     let Some(defect) = guest.defect else { return pending };
     if defect == Defect::Interleaves {
-        return interleave(pending);
+        return interleave(guest, pending);
     }
     pending.into_iter().flat_map(|bytes| one(defect, bytes)).collect()
 }
 
-fn interleave(mut pending: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    if pending.len() >= MANY {
+fn interleave(guest: &Guest, mut pending: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    // Once: what is left unsent goes to the next connection, and is another check's.
+    if pending.len() >= MANY && !std::mem::replace(&mut guest.state.borrow_mut().mixed, true) {
         let (first, second) = (pending.remove(0), pending.remove(0));
         let (head, tail) = first.split_at(first.len() / 2);
         let mixed = [head, &second, tail].concat();

@@ -27,6 +27,7 @@ pub(crate) struct State {
     next_pid: u32,
     pub(super) connections: u32,
     has_policy: bool,
+    pub(super) mixed: bool,
 }
 
 struct Container {

@@ -50,7 +50,14 @@ mod tests {
     fn every_thread_of_this_program_is_told_with_its_name() {
         let (sender, receiver) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::Builder::new().name("bystander".into());
-        let thread = thread.spawn(move || receiver.recv()).unwrap();
+        let (here, there) = std::sync::mpsc::channel();
+        let work = move || {
+            here.send(()).unwrap();
+            receiver.recv()
+        };
+        let thread = thread.spawn(work).unwrap();
+        // It gives itself its name, before it works.
+        there.recv().unwrap();
         let text = describe();
         drop(sender);
         let _ = thread.join().unwrap();

@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn a_claimed_size_allocates_nothing() {
         let mut bytes = frame(0x1010_0101, 7, b"");
-        bytes[4..8].copy_from_slice(&0x00ff_ffffu32.to_le_bytes());
+        bytes[4..8].copy_from_slice(&(GUEST_LIMIT as u32).to_le_bytes());
         let mut decoder = Decoder::new(GUEST_LIMIT);
         decoder.push(&bytes);
         assert_eq!(decoder.next_frame().unwrap(), None);

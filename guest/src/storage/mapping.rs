@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use linkspan_guest_sys::{DeviceMapper, Target};
 use nix::errno::Errno;
@@ -16,6 +17,10 @@ use crate::error::Context;
 use crate::{Error, Result};
 
 pub(super) const SECTOR: u64 = 512;
+
+/// How long a device that is to go may take, and how often it is looked again.
+const HOLD: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// All devices of ours begin so.
 const PREFIX: &str = "dm-";
@@ -47,7 +52,22 @@ impl Mapping {
         crate::modules::need(modules);
         let mapper = mapper(modules)?;
         let target = Target { kind, sectors: size / SECTOR, parameters, read_only };
-        let minor = mapper.create(&name, target).map_err(|source| {
+        let begun = Instant::now();
+        let made = loop {
+            match mapper.create(&name, target) {
+                // A starting container still has a copy of the last mount. There is no word of the
+                // kernel's when that goes.
+                Err(error)
+                    if error.raw_os_error() == Some(Errno::EBUSY as i32)
+                        && begun.elapsed() < HOLD
+                        && mapper.is_leaving(&name).unwrap_or(true) =>
+                {
+                    std::thread::sleep(LOOK);
+                }
+                made => break made,
+            }
+        };
+        let minor = made.map_err(|source| {
             let what = match source.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EBUSY) => format!("make {name}: there is a device of that name"),
                 _ => format!("make {name}: a {kind} device of {size} bytes"),

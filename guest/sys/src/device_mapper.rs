@@ -122,6 +122,16 @@ impl DeviceMapper {
         }
     }
 
+    /// Whether a device is to go as soon as nobody uses it any more.
+    ///
+    /// # Errors
+    /// The kernel's; `ENXIO` when there is no such device.
+    pub fn is_leaving(&self, name: &str) -> io::Result<bool> {
+        let mut message = Message::new(name, 0, 4096 - HEADER)?;
+        self.call(Call::Status, &mut message)?;
+        Ok(u32::from_ne_bytes(message.field(28)) & DEFERRED_REMOVE != 0)
+    }
+
     /// What the device's target says of itself.
     ///
     /// # Errors

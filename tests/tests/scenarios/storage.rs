@@ -295,8 +295,13 @@ async fn layers_on_persistent_memory() {
     assert!(error.contains("do not match the root hash"), "{error}");
 
     // Parts of a piece, as hosts on Windows ask for them.
+    // Layers come in any order; the base is the largest.
+    let find =
+        "for n in 0 1 2; do read s < /sys/block/pmem$n/size; [ $s -gt 4096 ] && echo $n; done";
+    let output = uvm.command("/bin/busybox").args(["sh", "-c", find]).output().await.unwrap();
+    let base: u32 = String::from_utf8_lossy(&output.stdout).trim().parse().unwrap();
     let part = |offset, size, path: &str| VpmemDevice {
-        device_number: 0,
+        device_number: base,
         mount_path: path.to_owned(),
         mapping_info: Some(VpmemMapping {
             device_offset_in_bytes: offset,
@@ -316,7 +321,7 @@ async fn layers_on_persistent_memory() {
         "/bin/busybox cat /sys/block/dm-*/dm/name; /bin/busybox ls -d /run/layers/part/bin/busybox",
     ];
     let output = uvm.command("/bin/busybox").args(look).output().await.unwrap();
-    let expected = format!("dm-linear-pmem0-0-{size}\n/run/layers/part/bin/busybox\n");
+    let expected = format!("dm-linear-pmem{base}-0-{size}\n/run/layers/part/bin/busybox\n");
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
     modify(ModifyType::Remove, whole).await.unwrap();
     for (offset, size, part_of) in

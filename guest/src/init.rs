@@ -56,6 +56,10 @@ pub fn run(args: Vec<String>) -> io::Result<u8> {
     setrlimit(Resource::RLIMIT_NOFILE, 1024, 1 << 20)?;
     let _ = linkspan_guest_sys::bring_up("lo");
     cgroup::delegate();
+    // The first cgroup with a memory limit makes the kernel rewrite its own allocator, which it is
+    // better left to do alone: later, modules are loaded on another processor, and emulated ones
+    // have been seen to hang in what was being rewritten.
+    cgroup::make(Path::new("/pods"));
     load_modules("vsock");
     if boot.writable {
         load_storage();

@@ -69,7 +69,7 @@ const ENHANCED: u32 = 6;
 const BYTE_ORDER: u32 = 0x1a2b_3c4d;
 const USER0: u16 = 147;
 const HEADER: usize = 12;
-/// No block of ours is larger; frames end at 16 MiB.
+/// No block of ours comes near it: a guest takes frames of 4 MiB, a host less.
 const MOST: usize = 17 << 20;
 
 /// Writes a capture.

@@ -95,6 +95,26 @@ impl Connection<'_> {
         self.pid_of(UVM_ID, settings).await
     }
 
+    /// Makes a container of a document, its root included, and starts it. Returns its init's pid.
+    pub async fn start_from(&mut self, id: &str, document: Value) -> u64 {
+        self.combine(id).await;
+        self.create_from(id, document).await.expect_success();
+        self.start(id).await
+    }
+
+    /// What a shell in a container prints, without the last line's end.
+    pub async fn shell(&mut self, id: &str, script: &str) -> String {
+        let exec = json!({"OciProcess": process(&["sh", "-c", script])});
+        self.run(id, exec).await.stdout.trim_end().to_owned()
+    }
+
+    /// Kills a container by its init, waits for it and deletes it.
+    pub async fn end(&mut self, id: &str, pid: u64) {
+        self.signal(id, pid, 9).await.expect_success();
+        self.wait(id, pid).await.expect_success();
+        self.delete(id).await.expect_success();
+    }
+
     /// Posts a wait without limit.
     pub async fn post_wait(&mut self, id: &str, pid: u64) -> u64 {
         let body = json!({"ProcessId": pid, "TimeoutInMs": u32::MAX});

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use linkspan_protocol::{HResult, MessageType};
-use linkspan_tests::raw::{Connection, document, process, with_connection};
+use linkspan_tests::raw::{Connection, document, with_connection};
 use linkspan_tests::{Backend, unique};
 use serde_json::{Value, json};
 
@@ -100,17 +100,6 @@ fn workload(id: &str, pod: &str) -> Value {
     document
 }
 
-async fn run(connection: &mut Connection<'_>, id: &str, document: Value) -> u64 {
-    connection.combine(id).await;
-    connection.create_from(id, document).await.expect_success();
-    connection.start(id).await
-}
-
-async fn sh(connection: &mut Connection<'_>, id: &str, script: &str) -> String {
-    let exec = json!({"OciProcess": process(&["sh", "-c", script])});
-    connection.run(id, exec).await.stdout.trim_end().to_owned()
-}
-
 /// What a shell prints in the utility VM, all programs being busybox's.
 async fn outside(connection: &mut Connection<'_>, script: &str) -> String {
     let script = format!(
@@ -118,12 +107,6 @@ async fn outside(connection: &mut Connection<'_>, script: &str) -> String {
     );
     let finished = connection.external(&["/bin/busybox", "sh", "-c", &script]).await;
     finished.stdout.trim_end().to_owned()
-}
-
-async fn end(connection: &mut Connection<'_>, id: &str, pid: u64) {
-    connection.signal(id, pid, 9).await.expect_success();
-    connection.wait(id, pid).await.expect_success();
-    connection.delete(id).await.expect_success();
 }
 
 async fn adapters_of_a_namespace_are_the_sandboxes_and_free_after_it(
@@ -139,28 +122,28 @@ async fn adapters_of_a_namespace_are_the_sandboxes_and_free_after_it(
     connection.modify("Add", "Network", settings).await.expect_success();
     // Twice: neither the record nor the adapter is used up by a container.
     for _ in 0..2 {
-        let sandbox_pid = run(connection, pod, sandbox(pod, namespace)).await;
-        let pid = run(connection, id, workload(id, pod)).await;
+        let sandbox_pid = connection.start_from(pod, sandbox(pod, namespace)).await;
+        let pid = connection.start_from(id, workload(id, pod)).await;
         let here = outside(connection, &format!("ip -o link | grep -c {}@", adapter.name)).await;
         assert_eq!(here, "0", "it has left the utility VM's namespace");
         for container in [pod, id] {
-            let addresses = sh(connection, container, "ip -o -4 addr").await;
+            let addresses = connection.shell(container, "ip -o -4 addr").await;
             let expected =
                 format!("{}    inet 10.77.0.2/24 brd 10.77.0.255 scope global", adapter.name);
             assert!(addresses.contains(&expected), "{addresses}");
-            let routes = sh(connection, container, "ip route").await;
+            let routes = connection.shell(container, "ip route").await;
             assert!(routes.contains("default via 10.77.0.1 dev"), "{routes}");
         }
-        let names = sh(connection, id, "cat /etc/resolv.conf").await;
+        let names = connection.shell(id, "cat /etc/resolv.conf").await;
         assert_eq!(names, "search lab.test\nnameserver 10.77.0.1\nnameserver 10.77.0.9");
-        let ping = sh(connection, id, "ping -c 1 -W 10 10.77.0.1 >/dev/null; echo $?").await;
+        let ping = connection.shell(id, "ping -c 1 -W 10 10.77.0.1 >/dev/null; echo $?").await;
         assert_eq!(ping, "0");
         let other = &unique("pod");
         connection.combine(other).await;
         let answer = connection.create_from(other, sandbox(other, namespace)).await;
         assert!(answer.result() != 0 && answer.body.to_string().contains(pod), "{}", answer.body);
-        end(connection, id, pid).await;
-        end(connection, pod, sandbox_pid).await;
+        connection.end(id, pid).await;
+        connection.end(pod, sandbox_pid).await;
         let back = format!("ip -o link | grep -c {}@", adapter.name);
         assert_eq!(outside(connection, &back).await, "1", "it is back");
     }
@@ -186,32 +169,32 @@ async fn an_adapter_comes_to_a_running_pod_and_goes_again(connection: &mut Conne
         settings
     };
     connection.modify("Add", "Network", settings(0)).await.expect_success();
-    let sandbox_pid = run(connection, pod, sandbox(pod, namespace)).await;
-    let pid = run(connection, id, workload(id, pod)).await;
-    let first = sh(connection, id, "ip -o -4 addr; ip route show table main").await;
+    let sandbox_pid = connection.start_from(pod, sandbox(pod, namespace)).await;
+    let pid = connection.start_from(id, workload(id, pod)).await;
+    let first = connection.shell(id, "ip -o -4 addr; ip route show table main").await;
     for number in [1, 2] {
         connection.modify("Add", "Network", settings(number)).await.expect_success();
     }
-    let after = sh(connection, id, "ip -o -4 addr; ip route show table main").await;
+    let after = connection.shell(id, "ip -o -4 addr; ip route show table main").await;
     for line in first.lines() {
         assert!(after.contains(line.trim_end()), "{line} has gone: {after}");
     }
-    let rules = sh(connection, id, "ip rule").await;
+    let rules = connection.shell(id, "ip rule").await;
     assert!(rules.contains("5:\tfrom 10.78.1.2 lookup 101"), "{rules}");
     assert!(rules.contains("5:\tfrom 10.78.2.2 lookup 102"), "{rules}");
     assert!(!rules.contains("10.78.0.2"), "{rules}");
-    let table = sh(connection, id, "ip route show table 101").await;
+    let table = connection.shell(id, "ip route show table 101").await;
     assert!(table.contains("default via 10.78.1.1") && table.contains("metric 500"), "{table}");
     for number in 0..3 {
         let ping =
             format!("ping -c 1 -W 10 -I 10.78.{number}.2 10.78.{number}.1 >/dev/null; echo $?");
-        assert_eq!(sh(connection, id, &ping).await, "0", "adapter {number}");
+        assert_eq!(connection.shell(id, &ping).await, "0", "adapter {number}");
     }
-    let names = sh(connection, id, "cat /etc/resolv.conf").await;
+    let names = connection.shell(id, "cat /etc/resolv.conf").await;
     assert_eq!(names, "nameserver 10.78.0.1\nnameserver 10.78.1.1\nnameserver 10.78.2.1");
 
     connection.modify("Remove", "Network", adapters[1].removal(namespace)).await.expect_success();
-    let left = sh(connection, id, "ip -o -4 addr; ip rule; cat /etc/resolv.conf").await;
+    let left = connection.shell(id, "ip -o -4 addr; ip rule; cat /etc/resolv.conf").await;
     assert!(!left.contains("10.78.1."), "{left}");
     assert!(left.contains("10.78.0.2/24") && left.contains("10.78.2.2/24"), "{left}");
     let back = format!(
@@ -222,8 +205,8 @@ async fn an_adapter_comes_to_a_running_pod_and_goes_again(connection: &mut Conne
     // One that the host has taken away under a running pod is removed all the same.
     adapters[2].unplug(connection).await;
     connection.modify("Remove", "Network", adapters[2].removal(namespace)).await.expect_success();
-    end(connection, id, pid).await;
-    end(connection, pod, sandbox_pid).await;
+    connection.end(id, pid).await;
+    connection.end(pod, sandbox_pid).await;
     connection.modify("Remove", "Network", adapters[0].removal(namespace)).await.expect_success();
     adapters[0].unplug(connection).await;
     adapters[1].unplug(connection).await;
@@ -237,14 +220,14 @@ async fn a_gateway_outside_the_subnet_is_reached_and_not_impersonated(
     adapter.plug(connection, "10.79.9.1/16").await;
     let settings = adapter.settings(namespace, "10.79.0.2", 32, "10.79.9.1");
     connection.modify("Add", "Network", settings).await.expect_success();
-    let pid = run(connection, pod, sandbox(pod, namespace)).await;
-    let addresses = sh(connection, pod, "ip -o -4 addr").await;
+    let pid = connection.start_from(pod, sandbox(pod, namespace)).await;
+    let addresses = connection.shell(pod, "ip -o -4 addr").await;
     assert!(addresses.contains("10.79.0.2") && !addresses.contains("10.79.9.1"), "{addresses}");
-    let routes = sh(connection, pod, "ip route").await;
+    let routes = connection.shell(pod, "ip route").await;
     assert!(routes.contains("default via 10.79.9.1"), "{routes}");
-    let ping = sh(connection, pod, "ping -c 1 -W 10 10.79.9.1 >/dev/null; echo $?").await;
+    let ping = connection.shell(pod, "ping -c 1 -W 10 10.79.9.1 >/dev/null; echo $?").await;
     assert_eq!(ping, "0");
-    end(connection, pod, pid).await;
+    connection.end(pod, pid).await;
     connection.modify("Remove", "Network", adapter.removal(namespace)).await.expect_success();
     adapter.unplug(connection).await;
 }
@@ -271,8 +254,8 @@ async fn both_families_and_a_smaller_mtu(connection: &mut Connection<'_>) {
     let mut document = document(id, &["sleep", "100000"]);
     document["OciSpecification"]["windows"] =
         json!({"network": {"networkNamespace": namespace.as_str()}});
-    let pid = run(connection, id, document).await;
-    let text = sh(connection, id, "ip link; ip -6 addr; ip route; ip -6 route").await;
+    let pid = connection.start_from(id, document).await;
+    let text = connection.shell(id, "ip link; ip -6 addr; ip route; ip -6 route").await;
     for part in [
         "mtu 1450",
         "inet6 fd80::2/64 scope global",
@@ -289,8 +272,8 @@ async fn both_families_and_a_smaller_mtu(connection: &mut Connection<'_>) {
     );
     // The other end's address is first looked for on the link, which takes it a while.
     let ping = "for try in 1 2 3 4 5 6 7 8; do ping -6 -c 1 -W 2 fd80::1 >/dev/null && break; done";
-    assert_eq!(sh(connection, id, &format!("{ping}; echo $?")).await, "0");
-    end(connection, id, pid).await;
+    assert_eq!(connection.shell(id, &format!("{ping}; echo $?")).await, "0");
+    connection.end(id, pid).await;
     connection.modify("Remove", "Network", adapter.removal(namespace)).await.expect_success();
     adapter.unplug(connection).await;
 }
@@ -360,12 +343,12 @@ async fn without_addresses_a_server_is_asked(connection: &mut Connection<'_>) {
         "NamespaceID": namespace, "ID": adapter.id, "MacAddress": adapter.mac,
     });
     connection.modify("Add", "Network", settings).await.expect_success();
-    let pid = run(connection, pod, sandbox(pod, namespace)).await;
-    let text = sh(connection, pod, "ip -o -4 addr; ip route").await;
+    let pid = connection.start_from(pod, sandbox(pod, namespace)).await;
+    let text = connection.shell(pod, "ip -o -4 addr; ip route").await;
     assert!(text.contains("10.83.0.50/24") && text.contains("default via 10.83.0.1"), "{text}");
     let names = outside(connection, &format!("cat /run/gcs/c/{pod}/resolv.conf")).await;
     assert_eq!(names, "nameserver 10.83.0.7");
-    end(connection, pod, pid).await;
+    connection.end(pod, pid).await;
     outside(connection, &format!("kill {server}; rm -f {place} {place}.leases {place}.pid")).await;
     connection.modify("Remove", "Network", adapter.removal(namespace)).await.expect_success();
     adapter.unplug(connection).await;
@@ -389,14 +372,14 @@ async fn a_pod_in_the_machines_network_has_its_adapters_there(connection: &mut C
     let mut document = sandbox(pod, namespace);
     let annotations = &mut document["OciSpecification"]["annotations"];
     annotations["io.microsoft.virtualmachine.lcow.hostnetwork"] = json!("true");
-    let sandbox_pid = run(connection, pod, document).await;
-    let pid = run(connection, id, workload(id, pod)).await;
+    let sandbox_pid = connection.start_from(pod, document).await;
+    let pid = connection.start_from(id, workload(id, pod)).await;
     connection.modify("Add", "Network", settings(1)).await.expect_success();
-    let all = sh(connection, id, "ip -o -4 addr").await;
+    let all = connection.shell(id, "ip -o -4 addr").await;
     assert_eq!(all, outside(connection, "ip -o -4 addr").await, "it is one network");
     assert!(all.contains("10.84.0.2") && all.contains("10.84.1.2"), "{all}");
-    end(connection, id, pid).await;
-    end(connection, pod, sandbox_pid).await;
+    connection.end(id, pid).await;
+    connection.end(pod, sandbox_pid).await;
     let left = outside(connection, "ip -o -4 addr").await;
     assert!(!left.contains("10.84.0.2") && !left.contains("10.84.1.2"), "{left}");
     for adapter in adapters {
@@ -428,8 +411,8 @@ async fn a_failed_creation_gives_its_adapters_back(connection: &mut Connection<'
     // The id and the namespace are free for another try.
     connection.create_from(pod, sandbox(pod, namespace)).await.expect_success();
     let pid = connection.start(pod).await;
-    assert!(sh(connection, pod, "ip -o -4 addr").await.contains("10.85.0.2/24"));
-    end(connection, pod, pid).await;
+    assert!(connection.shell(pod, "ip -o -4 addr").await.contains("10.85.0.2/24"));
+    connection.end(pod, pid).await;
     connection.modify("Remove", "Network", adapters[0].removal(namespace)).await.expect_success();
     for adapter in &adapters {
         adapter.unplug(connection).await;
@@ -442,11 +425,14 @@ async fn every_container_can_speak_with_itself(connection: &mut Connection<'_>) 
     // Two containers that name no namespace do not share one.
     let mut pids = Vec::new();
     for id in &ids {
-        pids.push(run(connection, id, document(id, &["sleep", "100000"])).await);
+        pids.push(connection.start_from(id, document(id, &["sleep", "100000"])).await);
     }
     for (id, pid) in ids.iter().zip(pids) {
-        assert_eq!(sh(connection, id, "ping -c 1 -W 10 127.0.0.1 >/dev/null; echo $?").await, "0");
-        end(connection, id, pid).await;
+        assert_eq!(
+            connection.shell(id, "ping -c 1 -W 10 127.0.0.1 >/dev/null; echo $?").await,
+            "0"
+        );
+        connection.end(id, pid).await;
     }
     let unknown =
         connection.call(MessageType::DUMP_STACKS, linkspan_protocol::UVM_ID, json!({})).await;

@@ -1,7 +1,7 @@
 //! Pods, and what else a container's annotations ask of the guest.
 
 use linkspan_protocol::{HResult, MessageType};
-use linkspan_tests::raw::{Connection, document, process, with_connection};
+use linkspan_tests::raw::{Connection, document, with_connection};
 use linkspan_tests::{Backend, unique};
 use serde_json::{Value, json};
 
@@ -43,36 +43,17 @@ fn workload(id: &str, pod: &str, args: &[&str]) -> Value {
     document
 }
 
-/// Makes a container of a document and runs it. Returns the init's pid.
-async fn run(connection: &mut Connection<'_>, id: &str, document: Value) -> u64 {
-    connection.combine(id).await;
-    connection.create_from(id, document).await.expect_success();
-    connection.start(id).await
-}
-
-/// What a shell prints in a container.
-async fn sh(connection: &mut Connection<'_>, id: &str, script: &str) -> String {
-    let exec = json!({"OciProcess": process(&["sh", "-c", script])});
-    connection.run(id, exec).await.stdout.trim_end().to_owned()
-}
-
 /// What a shell prints in the utility VM.
 async fn outside(connection: &mut Connection<'_>, script: &str) -> String {
     let finished = connection.external(&["/bin/busybox", "sh", "-c", script]).await;
     finished.stdout.trim_end().to_owned()
 }
 
-async fn end(connection: &mut Connection<'_>, id: &str, pid: u64) {
-    connection.signal(id, pid, 9).await.expect_success();
-    connection.wait(id, pid).await.expect_success();
-    connection.delete(id).await.expect_success();
-}
-
 async fn a_workload_shares_its_sandboxes_namespaces_and_names(connection: &mut Connection<'_>) {
     connection.negotiate().await;
     let (pod, id) = (&unique("pod"), &unique("work"));
-    let sandbox_pid = run(connection, pod, sandbox(pod)).await;
-    let pid = run(connection, id, workload(id, pod, &["sleep", "100000"])).await;
+    let sandbox_pid = connection.start_from(pod, sandbox(pod)).await;
+    let pid = connection.start_from(id, workload(id, pod, &["sleep", "100000"])).await;
     let inodes = |pid: u64| {
         format!("for n in net ipc uts pid mnt; do /bin/busybox readlink /proc/{pid}/ns/$n; done")
     };
@@ -82,25 +63,25 @@ async fn a_workload_shares_its_sandboxes_namespaces_and_names(connection: &mut C
     assert_eq!(theirs.len(), 5);
     assert_eq!(ours[..3], theirs[..3], "network, ipc and uts are the pod's");
     assert!(ours[3] != theirs[3] && ours[4] != theirs[4], "pid and mount are its own");
-    let names = sh(connection, id, "cat /etc/hostname /etc/hosts; hostname").await;
+    let names = connection.shell(id, "cat /etc/hostname /etc/hosts; hostname").await;
     assert!(names.starts_with(&format!("{pod}.example\n127.0.0.1 localhost\n")), "{names}");
     assert!(names.contains(&format!("\n127.0.0.1 {pod}.example {pod}\n")), "{names}");
     assert!(names.ends_with(&format!("\n{pod}.example")), "{names}");
     let cgroup = outside(connection, &format!("/bin/busybox cat /proc/{pid}/cgroup")).await;
     assert!(cgroup.contains(&format!("/{pod}/{id}")), "{cgroup}");
-    end(connection, id, pid).await;
-    end(connection, pod, sandbox_pid).await;
+    connection.end(id, pid).await;
+    connection.end(pod, sandbox_pid).await;
     // Nothing but a new pod may use the id again.
     let answer = connection.create_from(id, workload(id, pod, &["true"])).await;
     answer.expect_fault(HResult::FAIL);
-    let sandbox_pid = run(connection, pod, sandbox(pod)).await;
-    end(connection, pod, sandbox_pid).await;
+    let sandbox_pid = connection.start_from(pod, sandbox(pod)).await;
+    connection.end(pod, sandbox_pid).await;
 }
 
 async fn a_pods_directories_are_shared_and_go_with_it(connection: &mut Connection<'_>) {
     connection.negotiate().await;
     let (pod, one, two) = (&unique("pod"), &unique("work"), &unique("work"));
-    let sandbox_pid = run(connection, pod, sandbox(pod)).await;
+    let sandbox_pid = connection.start_from(pod, sandbox(pod)).await;
     let with_mounts = |id: &str| {
         let mut document = workload(id, pod, &["sleep", "100000"]);
         let mounts = document["OciSpecification"]["mounts"].as_array_mut().unwrap();
@@ -116,17 +97,17 @@ async fn a_pods_directories_are_shared_and_go_with_it(connection: &mut Connectio
         }
         document
     };
-    let first = run(connection, one, with_mounts(one)).await;
-    let second = run(connection, two, with_mounts(two)).await;
+    let first = connection.start_from(one, with_mounts(one)).await;
+    let second = connection.start_from(two, with_mounts(two)).await;
     let wrote =
-        sh(connection, one, "echo x > /shared/f; echo y > /memory/f; ls -d /outer/mm").await;
+        connection.shell(one, "echo x > /shared/f; echo y > /memory/f; ls -d /outer/mm").await;
     assert_eq!(wrote, "/outer/mm");
-    let read = sh(connection, two, "cat /shared/f /memory/f; stat -c %a /shared /memory").await;
+    let read = connection.shell(two, "cat /shared/f /memory/f; stat -c %a /shared /memory").await;
     assert_eq!(read, "x\ny\n777\n777");
-    let kinds = sh(connection, two, "stat -f -c %T /memory").await;
+    let kinds = connection.shell(two, "stat -f -c %T /memory").await;
     assert_eq!(kinds, "tmpfs");
     // What a container links to is not followed out of the pod.
-    sh(connection, one, "ln -s /etc /shared/out").await;
+    connection.shell(one, "ln -s /etc /shared/out").await;
     let escaping = &unique("work");
     let mut document = workload(escaping, pod, &["true"]);
     document["OciSpecification"]["mounts"].as_array_mut().unwrap().push(json!({
@@ -150,9 +131,9 @@ async fn a_pods_directories_are_shared_and_go_with_it(connection: &mut Connectio
         let line = outside(connection, &line).await;
         assert!(line.contains(" shared:"), "{name}: {line}");
     }
-    end(connection, one, first).await;
-    end(connection, two, second).await;
-    end(connection, pod, sandbox_pid).await;
+    connection.end(one, first).await;
+    connection.end(two, second).await;
+    connection.end(pod, sandbox_pid).await;
     let left = format!("/bin/busybox grep -c {pod} /proc/self/mountinfo; ls -d /run/gcs/c/{pod}");
     assert_eq!(outside(connection, &left).await, "0");
 }
@@ -189,7 +170,7 @@ async fn what_makes_no_pod_is_refused_and_leaves_nothing(connection: &mut Connec
     connection.create_from(id, named).await.expect_fault(HResult::FAIL);
     connection.create_from(id, workload(id, pod, &["true"])).await.expect_success();
     connection.delete(id).await.expect_success();
-    end(connection, pod, sandbox_pid).await;
+    connection.end(pod, sandbox_pid).await;
 }
 
 async fn a_virtual_pod_has_a_root_of_its_own(connection: &mut Connection<'_>) {
@@ -198,15 +179,15 @@ async fn a_virtual_pod_has_a_root_of_its_own(connection: &mut Connection<'_>) {
     let mut document = sandbox(pod);
     document["OciSpecification"]["annotations"] =
         json!({KIND: "container", POD: "elsewhere", VIRTUAL: pod, SKIP: "TRUE"});
-    let sandbox_pid = run(connection, pod, document).await;
+    let sandbox_pid = connection.start_from(pod, document).await;
     let mut document = workload(id, "elsewhere", &["sleep", "100000"]);
     document["OciSpecification"]["annotations"][VIRTUAL] = json!(pod);
-    let pid = run(connection, id, document).await;
-    assert_eq!(sh(connection, id, "cat /etc/hostname").await, format!("{pod}.example"));
+    let pid = connection.start_from(id, document).await;
+    assert_eq!(connection.shell(id, "cat /etc/hostname").await, format!("{pod}.example"));
     let root = format!("ls -d /run/gcs/c/virtual-pods/{pod}/hosts");
     assert_ne!(outside(connection, &root).await, "");
-    end(connection, id, pid).await;
-    end(connection, pod, sandbox_pid).await;
+    connection.end(id, pid).await;
+    connection.end(pod, sandbox_pid).await;
     assert_eq!(outside(connection, &format!("ls -d /run/gcs/c/virtual-pods/{pod}")).await, "");
 }
 
@@ -229,7 +210,7 @@ async fn a_sandbox_of_the_second_form_leaves_no_directory(connection: &mut Conne
         connection.create_from(one, document).await.expect_success();
         pids.push(connection.start(one).await);
     }
-    assert_eq!(sh(connection, id, "cat /etc/hostname").await, format!("{pod}.example"));
+    assert_eq!(connection.shell(id, "cat /etc/hostname").await, format!("{pod}.example"));
     for (one, pid) in [(id, pids[1]), (pod, pids[0])] {
         connection.signal(one, pid, 9).await.expect_success();
         connection.wait(one, pid).await.expect_success();
@@ -266,7 +247,7 @@ async fn a_denied_call_fails_in_a_container_and_in_its_execs(connection: &mut Co
         // The quota error is nobody else's.
         let script = "mkdir /made 2>&1; mkdir -m 700 /x 2>/dev/null || chmod 700 /etc && echo fine; \
                       grep -E '^(Seccomp|CapEff|CapBnd)' /proc/self/status";
-        let text = sh(connection, id, script).await;
+        let text = connection.shell(id, script).await;
         assert!(text.contains("Quota exceeded") || text.contains("quota exceeded"), "{text}");
         assert!(text.contains("fine") && text.contains("Seccomp:\t2"), "{text}");
         assert!(text.contains("CapEff:\t000000000000000b"), "no capability is left over: {text}");
@@ -276,7 +257,7 @@ async fn a_denied_call_fails_in_a_container_and_in_its_execs(connection: &mut Co
         let privileges = format!("NoNewPrivs:\t{}", u8::from(no_new_privileges));
         assert!(status.contains(&privileges), "the init: {status}");
         assert!(status.contains("CapEff:\t000000000000000b"), "the init: {status}");
-        end(connection, id, pid).await;
+        connection.end(id, pid).await;
     }
     let id = &unique("seccomp");
     connection.combine(id).await;
@@ -289,17 +270,17 @@ async fn a_denied_call_fails_in_a_container_and_in_its_execs(connection: &mut Co
 async fn limits_and_shared_memory_follow_the_annotations(connection: &mut Connection<'_>) {
     connection.negotiate().await;
     let (pod, id) = (&unique("pod"), &unique("work"));
-    let sandbox_pid = run(connection, pod, sandbox(pod)).await;
+    let sandbox_pid = connection.start_from(pod, sandbox(pod)).await;
     let mut document = workload(id, pod, &["sleep", "100000"]);
     let annotations = &mut document["OciSpecification"]["annotations"];
     annotations["io.microsoft.lcow.rlimitcore"] = json!("4096;8192");
     annotations["io.microsoft.lcow.shm.size-kb"] = json!("2048");
-    let pid = run(connection, id, document).await;
-    let text = sh(connection, id, "grep core /proc/self/limits; df -k /dev/shm | tail -1").await;
+    let pid = connection.start_from(id, document).await;
+    let text = connection.shell(id, "grep core /proc/self/limits; df -k /dev/shm | tail -1").await;
     let words: Vec<&str> = text.split_whitespace().collect();
     assert_eq!(words[..6], ["Max", "core", "file", "size", "4096", "8192"], "{text}");
     assert!(words.contains(&"2048"), "{text}");
-    end(connection, id, pid).await;
+    connection.end(id, pid).await;
     for (key, value, named) in [
         ("io.microsoft.lcow.rlimitcore", "1", "rlimit core"),
         ("io.microsoft.lcow.shm.size-kb", "0", "non-zero"),
@@ -311,7 +292,7 @@ async fn limits_and_shared_memory_follow_the_annotations(connection: &mut Connec
         answer.expect_fault(HResult::FAIL);
         assert!(answer.body.to_string().contains(named), "{}", answer.body);
     }
-    end(connection, pod, sandbox_pid).await;
+    connection.end(pod, sandbox_pid).await;
 }
 
 async fn a_privileged_container_sees_the_machines_devices(connection: &mut Connection<'_>) {
@@ -320,9 +301,9 @@ async fn a_privileged_container_sees_the_machines_devices(connection: &mut Conne
     let mut document = document(id, &["sleep", "100000"]);
     document["OciSpecification"]["annotations"] =
         json!({"io.microsoft.virtualmachine.lcow.privileged": "true"});
-    let pid = run(connection, id, document).await;
+    let pid = connection.start_from(id, document).await;
     let list = "find /dev -type b -o -type c | grep -v pts | sed 's,^/dev/,,' | sort";
-    let inside = sh(connection, id, list).await;
+    let inside = connection.shell(id, list).await;
     let all = outside(
         connection,
         "/bin/busybox find /dev -type b -o -type c | /bin/busybox grep -vE 'pts/|/console$|/ptmx$|/shm/|/fd/'",
@@ -331,7 +312,7 @@ async fn a_privileged_container_sees_the_machines_devices(connection: &mut Conne
     for device in all.lines().filter_map(|path| path.strip_prefix("/dev/")) {
         assert!(inside.lines().any(|line| line == device), "{device} is not in {inside}");
     }
-    end(connection, id, pid).await;
+    connection.end(id, pid).await;
 
     // What a container may use, not what it can make a node for, is decided by the machine.
     for (annotations, rules, opens) in [
@@ -347,37 +328,37 @@ async fn a_privileged_container_sees_the_machines_devices(connection: &mut Conne
         let mut document = linkspan_tests::raw::document(id, &["sleep", "100000"]);
         document["OciSpecification"]["annotations"] = annotations;
         document["OciSpecification"]["linux"]["resources"] = json!({"devices": rules});
-        let pid = run(connection, id, document).await;
+        let pid = connection.start_from(id, document).await;
         let script = "mknod /own c 1 11; dd if=/own of=/dev/null count=0 2>&1; echo $?; echo x > /dev/null && echo fine";
-        let text = sh(connection, id, script).await;
+        let text = connection.shell(id, script).await;
         let denied = text.contains("Operation not permitted");
         assert!(denied != opens && text.ends_with("fine"), "{opens}: {text}");
-        end(connection, id, pid).await;
+        connection.end(id, pid).await;
     }
 
     // One that is not privileged gets what its spec names, with the machine's numbers.
     let (pod, id) = (&unique("pod"), &unique("work"));
-    let sandbox_pid = run(connection, pod, sandbox(pod)).await;
+    let sandbox_pid = connection.start_from(pod, sandbox(pod)).await;
     let mut document = workload(id, pod, &["sleep", "100000"]);
     document["OciSpecification"]["linux"]["devices"] =
         json!([{"path": "/dev/kmsg", "type": "b", "major": 77, "minor": 77}]);
-    let pid = run(connection, id, document).await;
+    let pid = connection.start_from(id, document).await;
     assert_eq!(
-        sh(connection, id, "stat -c '%F %t %T' /dev/kmsg").await,
+        connection.shell(id, "stat -c '%F %t %T' /dev/kmsg").await,
         "character special file 1 b"
     );
-    end(connection, id, pid).await;
+    connection.end(id, pid).await;
     let mut document = workload(id, pod, &["true"]);
     document["OciSpecification"]["linux"]["devices"] = json!([{"path": "/dev/nothing"}]);
     let answer = connection.create_from(id, document).await;
     assert!(answer.result() != 0 && answer.body.to_string().contains("/dev/nothing"));
-    end(connection, pod, sandbox_pid).await;
+    connection.end(pod, sandbox_pid).await;
 }
 
 async fn an_init_s_output_is_also_in_the_pods_logs(connection: &mut Connection<'_>) {
     connection.negotiate().await;
     let (pod, id, reader) = (&unique("pod"), &unique("work"), &unique("work"));
-    let sandbox_pid = run(connection, pod, sandbox(pod)).await;
+    let sandbox_pid = connection.start_from(pod, sandbox(pod)).await;
     let mut document =
         workload(id, pod, &["sh", "-c", "echo out; echo err >&2; exec sleep 100000"]);
     document["OciSpecification"]["annotations"]["io.microsoft.container.lcow.tee-log-path"] =
@@ -390,11 +371,11 @@ async fn an_init_s_output_is_also_in_the_pods_logs(connection: &mut Connection<'
     answer.expect_success();
     let pid = answer.body["ProcessId"].as_u64().unwrap();
     let (mut stdout, _) = listener.accept().await.expect("accept");
-    assert_eq!(sh(connection, id, "echo from an exec").await, "from an exec");
+    assert_eq!(connection.shell(id, "echo from an exec").await, "from an exec");
     let mut document = workload(reader, pod, &["sleep", "100000"]);
     document["OciSpecification"]["annotations"]["io.microsoft.container.lcow.tee-log-dir-mount"] =
         json!("/var/log/pod");
-    let reader_pid = run(connection, reader, document).await;
+    let reader_pid = connection.start_from(reader, document).await;
     connection.signal(id, pid, 9).await.expect_success();
     assert_eq!(linkspan_tests::raw::read_all(&mut stdout).await, "out\n");
     drop(stdout);
@@ -402,7 +383,7 @@ async fn an_init_s_output_is_also_in_the_pods_logs(connection: &mut Connection<'
     let mut log = Vec::new();
     // Two threads write it: who is first is not said, and stderr has nobody who waits for it.
     for _ in 0..100 {
-        let text = sh(connection, reader, "cat /var/log/pod/app/init.log").await;
+        let text = connection.shell(reader, "cat /var/log/pod/app/init.log").await;
         log = text.lines().map(str::to_owned).collect();
         log.sort();
         if log.len() == 2 {
@@ -416,8 +397,8 @@ async fn an_init_s_output_is_also_in_the_pods_logs(connection: &mut Connection<'
         json!("../../escape");
     let answer = connection.create_from(id, document).await;
     assert!(answer.result() != 0 && answer.body.to_string().contains("not within"));
-    end(connection, reader, reader_pid).await;
-    end(connection, pod, sandbox_pid).await;
+    connection.end(reader, reader_pid).await;
+    connection.end(pod, sandbox_pid).await;
 }
 
 async fn hooks_run_around_the_container(connection: &mut Connection<'_>) {
@@ -435,10 +416,10 @@ async fn hooks_run_around_the_container(connection: &mut Connection<'_>) {
         "poststart": hook("poststart"),
         "poststop": hook("poststop"),
     });
-    let pid = run(connection, id, document).await;
+    let pid = connection.start_from(id, document).await;
     let text = outside(connection, &format!("/bin/busybox cat {trace}")).await;
     assert_eq!(text, format!("createRuntime {id}\npoststart {id}"));
-    end(connection, id, pid).await;
+    connection.end(id, pid).await;
     let text =
         outside(connection, &format!("/bin/busybox cat {trace}; /bin/busybox rm {trace}")).await;
     assert_eq!(text, format!("createRuntime {id}\npoststart {id}\npoststop {id}"));
@@ -461,7 +442,7 @@ async fn hooks_run_around_the_container(connection: &mut Connection<'_>) {
     let text =
         outside(connection, &format!("/bin/busybox cat {trace}; /bin/busybox rm {trace}")).await;
     assert_eq!(text, format!("{id} {pid} of annotation {id}"));
-    end(connection, id, pid).await;
+    connection.end(id, pid).await;
 
     connection.combine(id).await;
     let mut document = linkspan_tests::raw::document(id, &["true"]);
@@ -492,7 +473,7 @@ async fn names_of_an_image_are_resolved_inside_it(connection: &mut Connection<'_
     let ids =
         outside(connection, &format!("/bin/busybox grep -E '^[UG]id' /proc/{pid}/status")).await;
     assert!(ids.contains("Uid:\t4242\t") && ids.contains("Gid:\t4243\t"), "{ids}");
-    end(connection, id, pid).await;
+    connection.end(id, pid).await;
 }
 
 async fn an_exec_has_no_more_capabilities_than_the_init(connection: &mut Connection<'_>) {
@@ -502,8 +483,8 @@ async fn an_exec_has_no_more_capabilities_than_the_init(connection: &mut Connect
     let few = ["CAP_CHOWN"];
     document["OciSpecification"]["process"]["capabilities"] =
         json!({"bounding": few, "effective": few, "permitted": few});
-    let pid = run(connection, id, document).await;
-    let text = sh(connection, id, "grep -E '^Cap(Bnd|Eff)' /proc/self/status").await;
+    let pid = connection.start_from(id, document).await;
+    let text = connection.shell(id, "grep -E '^Cap(Bnd|Eff)' /proc/self/status").await;
     assert_eq!(text, "CapEff:\t0000000000000001\nCapBnd:\t0000000000000001");
-    end(connection, id, pid).await;
+    connection.end(id, pid).await;
 }

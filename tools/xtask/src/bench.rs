@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use crate::{
-    image, rootfs,
+    image, prepare,
     setup::{self, Consent},
     steps::Steps,
     test,
@@ -28,17 +28,15 @@ pub(crate) fn run(
     consent: Consent,
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
-    setup::run(setup::EVERYTHING, consent, steps)?;
     if options.layers {
+        setup::run(setup::EVERYTHING, consent, steps)?;
         steps.run("build linkspan", || workspace.build_cli())?;
         return steps.run("measure", || {
             let program = ["run", "--release", "-p", "linkspan-bench", "--bin", "layers", "--"];
             test::with_image(workspace, &program).args(&options.args).run()
         });
     }
-    image::run(workspace, &image::Options::default(), steps)?;
-    steps.run("build linkspan", || workspace.build_cli())?;
-    rootfs::run(workspace, steps)?;
+    prepare::run(workspace, consent, steps)?;
     steps.run("build the floor", || {
         image::static_build(workspace).args(["-p", "linkspan-floor", "--release"]).run()
     })?;

@@ -1,8 +1,8 @@
 //! From nothing to a container's output.
 
 use crate::{
-    image, rootfs,
-    setup::{self, Consent},
+    prepare,
+    setup::Consent,
     steps::{Steps, headline},
     workspace::{Program, Workspace},
 };
@@ -39,10 +39,7 @@ pub(crate) fn run(
     consent: Consent,
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
-    setup::run(setup::EVERYTHING, consent, steps)?;
-    image::run(workspace, &image::Options::default(), steps)?;
-    steps.run("build linkspan", || workspace.build_cli())?;
-    rootfs::run(workspace, steps)?;
+    prepare::run(workspace, consent, steps)?;
     steps.run("boot a utility VM and run a container in it", || {
         Program::new(workspace.cli())
             .args(["run", "--vmm", &options.vmm, "--accel", &options.accel, "--image"])

@@ -6,6 +6,7 @@ mod ci;
 mod demo;
 mod fuzz;
 mod image;
+mod prepare;
 mod progress;
 mod rootfs;
 mod setup;

@@ -1,12 +1,6 @@
 //! The long way of what the tests do shortly: containers without end, connections that break.
 
-use crate::{
-    image, rootfs,
-    setup::{self, Consent},
-    steps::Steps,
-    test,
-    workspace::Workspace,
-};
+use crate::{prepare, setup::Consent, steps::Steps, test, workspace::Workspace};
 
 /// How long.
 #[derive(clap::Args)]
@@ -32,10 +26,7 @@ pub(crate) fn run(
     consent: Consent,
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
-    setup::run(setup::EVERYTHING, consent, steps)?;
-    image::run(workspace, &image::Options::default(), steps)?;
-    steps.run("build linkspan", || workspace.build_cli())?;
-    rootfs::run(workspace, steps)?;
+    prepare::run(workspace, consent, steps)?;
     let seconds = 300 + PATIENCE * options.cycles.max(options.cuts);
     for (what, filter) in [("containers without end", "leaks"), ("connections that break", "chaos")]
     {

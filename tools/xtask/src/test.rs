@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 
 use crate::{
-    image, rootfs,
-    setup::{self, Consent},
+    prepare,
+    setup::Consent,
     steps::Steps,
     workspace::{Program, Workspace, names_package},
 };
@@ -26,10 +26,7 @@ pub(crate) fn run(
     consent: Consent,
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
-    setup::run(setup::EVERYTHING, consent, steps)?;
-    image::run(workspace, &image::Options::default(), steps)?;
-    steps.run("build linkspan", || workspace.build_cli())?;
-    rootfs::run(workspace, steps)?;
+    prepare::run(workspace, consent, steps)?;
     if names_package(&options.args) {
         return steps.run("test", || with_image(workspace, &["test"]).args(&options.args).run());
     }

@@ -89,14 +89,19 @@ impl Bridge {
         self.shared.lock().capabilities.clone()
     }
 
-    /// Asks the guest for something and waits for the answer, for at most five minutes.
+    /// Asks the guest for something and waits for the answer, for at most five minutes. A guest that
+    /// takes longer is given up, and the bridge with it.
     pub(crate) async fn call<P: Procedure>(
         &self,
         container: &ContainerId,
         request: &P,
         what: impl FnOnce() -> String,
     ) -> Result<P::Response> {
-        self.call_within(container, request, Some(ANSWER), what).await
+        let answer = self.call_within(container, request, Some(ANSWER), what).await;
+        if let Err(error @ Error::TimedOut { .. }) = &answer {
+            self.close(CloseReason::Transport(error.to_string()));
+        }
+        answer
     }
 
     /// As [`call`](Self::call), with another limit or none. A caller that stops waiting takes
@@ -290,6 +295,11 @@ impl Shared {
             tokio::time::timeout(NEGOTIATION, exchange).await.map_err(late)??;
         if response.version != VERSION {
             let reason = format!("it chose version {}, not {VERSION}", response.version);
+            return Err(Error::Answer { what: what(), reason });
+        }
+        let system = &response.capabilities.runtime_os_type;
+        if system.is_empty() || system.eq_ignore_ascii_case("windows") {
+            let reason = format!("its RuntimeOsType is {system:?}: a Windows guest's");
             return Err(Error::Answer { what: what(), reason });
         }
         Ok(response)

@@ -189,6 +189,11 @@ impl ContainerBuilder {
 
 /// Gives a container the utility VM's adapter.
 async fn connect(uvm: &Shared, spec: &mut Value, undo: &mut Undo) -> Result<()> {
+    let can = uvm.bridge.capabilities().guest_defined_capabilities;
+    if !can.namespace_add_request_supported {
+        let reason = "the guest agent takes no adapters".to_owned();
+        return Err(Error::Option { option: "network", reason });
+    }
     if !uvm.free_adapter.swap(false, Ordering::AcqRel) {
         let reason = "the utility VM has no adapter that is free".to_owned();
         return Err(Error::Option { option: "network", reason });
@@ -246,6 +251,9 @@ pub struct Container {
     init: Mutex<Option<ProcessHandle>>,
     teardown: Undo,
 }
+
+/// How long a guest may take to pass on that a container is to end. The bridge outlives that.
+const SHUTDOWN: Duration = Duration::from_secs(30);
 
 /// How long a killed init may take to end.
 const KILL: Duration = Duration::from_secs(10);
@@ -331,27 +339,38 @@ impl Container {
         self.uvm.bridge.call(&self.id, &request, what).await.map(drop)
     }
 
-    /// Asks its init to end (SIGTERM). One that has ended is no error.
+    /// Asks its init to end (SIGTERM). One that has ended is no error, nor is a container that the
+    /// guest does not know.
     ///
     /// # Errors
     /// When the guest refuses or is gone.
     pub async fn shut_down(&self) -> Result<()> {
         let what = || format!("shut container {} down", self.id);
-        self.stopped(self.uvm.bridge.call(&self.id, &ShutdownGraceful {}, what).await)
+        let limit = Some(SHUTDOWN);
+        self.stopped(self.uvm.bridge.call_within(&self.id, &ShutdownGraceful {}, limit, what).await)
     }
 
-    /// Ends its init (SIGKILL). One that has ended is no error.
+    /// Ends its init (SIGKILL). One that has ended is no error, nor is a container that the guest
+    /// does not know.
     ///
     /// # Errors
     /// When the guest refuses or is gone.
     pub async fn terminate(&self) -> Result<()> {
         let what = || format!("terminate container {}", self.id);
-        self.stopped(self.uvm.bridge.call(&self.id, &ShutdownForced {}, what).await)
+        let limit = Some(SHUTDOWN);
+        self.stopped(self.uvm.bridge.call_within(&self.id, &ShutdownForced {}, limit, what).await)
     }
 
     fn stopped<T>(&self, outcome: Result<T>) -> Result<()> {
         match outcome {
-            Err(error) if error.code() == Some(HResult::SYSTEM_ALREADY_STOPPED) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.code(),
+                    Some(HResult::SYSTEM_ALREADY_STOPPED | HResult::SYSTEM_NOT_FOUND)
+                ) =>
+            {
+                Ok(())
+            }
             other => other.map(drop),
         }
     }
@@ -391,9 +410,13 @@ impl Container {
             matches!(step, Step::Uncombine(_) | Step::Undirectory(_) | Step::Unshare(_))
         };
         let combined = self.teardown.run_while(&self.uvm, within).await;
-        let deleted = self.uvm.bridge.call(&self.id, &DeleteContainerState {}, what).await;
+        let can = self.uvm.bridge.capabilities().guest_defined_capabilities;
+        let deleted = match can.delete_container_state_supported {
+            true => self.uvm.bridge.call(&self.id, &DeleteContainerState {}, what).await.map(drop),
+            false => Ok(()),
+        };
         self.uvm.bridge.forget_container(self.id.as_str());
         let rest = self.teardown.run(&self.uvm).await;
-        combined.and(deleted.map(drop)).and(rest)
+        combined.and(deleted).and(rest)
     }
 }

@@ -1,6 +1,7 @@
 //! Processes, in the image of `std::process`.
 
 use std::fmt;
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -208,7 +209,8 @@ impl Child {
     /// When the bridge ends first.
     pub async fn wait(self) -> Result<ExitStatus> {
         let Self { stdin, stdout, stderr, handle } = self;
-        drop((stdin, stdout, stderr));
+        let _open = ended(stdin);
+        drop((stdout, stderr));
         handle.wait().await
     }
 
@@ -218,10 +220,17 @@ impl Child {
     /// When a stream or the bridge breaks first.
     pub async fn wait_with_output(self) -> Result<Output> {
         let Self { stdin, stdout, stderr, handle } = self;
-        drop(stdin);
+        let _open = ended(stdin);
         let (stdout, stderr) = tokio::try_join!(drain(stdout), drain(stderr))?;
         Ok(Output { status: handle.wait().await?, stdout, stderr })
     }
+}
+
+/// Ends a process's input. Guests want the connection itself to last as long as the process.
+fn ended(stdin: Option<Stream>) -> Option<Stream> {
+    // A process that has ended has closed it already.
+    let _ = stdin.as_ref().map(|stdin| stdin.shutdown(Shutdown::Write));
+    stdin
 }
 
 async fn drain(stream: Option<Stream>) -> Result<Vec<u8>> {

@@ -120,6 +120,10 @@ impl UtilityVm {
     /// # Errors
     /// When the guest is gone or cannot tell.
     pub async fn dump_stacks(&self) -> Result<String> {
+        if !self.capabilities().guest_defined_capabilities.dump_stacks_supported {
+            let reason = "the guest agent cannot tell what it is doing".to_owned();
+            return Err(Error::Option { option: "stacks", reason });
+        }
         let what = || "dump the guest agent's stacks".to_owned();
         let answer = self.shared.bridge.call(&ContainerId::uvm(), &DumpStacks {}, what).await?;
         Ok(answer.guest_stacks)

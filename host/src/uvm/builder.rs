@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use linkspan_protocol::message::{ContainerId, Create, Start, UvmDocument};
 use linkspan_protocol::port;
 use tracing::info;
 
@@ -233,9 +234,18 @@ impl Builder {
         self,
         wrap: impl FnOnce(Arc<dyn Vmm>) -> Arc<dyn Vmm>,
     ) -> Result<UtilityVm> {
-        let (name, timeout) = (self.name.clone(), self.boot_timeout);
+        let vmm = wrap(self.clone().start_machine(None).await?);
+        self.attach(vmm).await
+    }
+
+    /// Takes a machine that runs already, or is about to: waits for its guest agent. Of the options
+    /// only the name, the network and the time for the boot count.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); the machine is ended then.
+    pub async fn attach(self, vmm: Arc<dyn Vmm>) -> Result<UtilityVm> {
+        let (name, timeout) = (self.name, self.boot_timeout);
         let has_network = self.network.is_some();
-        let vmm = wrap(self.start_machine(None).await?);
         let began = std::time::Instant::now();
         let connected = async {
             let mut listener = vmm.listen(port::BRIDGE, Accept::Many).await?;
@@ -245,7 +255,9 @@ impl Builder {
                 let reason = exit.map_or_else(|_| "its vsock ended".to_owned(), |exit| exit.reason);
                 return Err(boot_error(&name, &*vmm, reason));
             };
-            Bridge::establish(stream, listener).await
+            let bridge = Bridge::establish(stream, listener).await?;
+            create_machine(&bridge).await?;
+            Ok(bridge)
         };
         let seconds = timeout.as_secs();
         let outcome = tokio::select! {
@@ -334,6 +346,24 @@ impl Builder {
             }
         }
     }
+}
+
+/// Makes the machine itself known to a guest that asks for it. Linux guests do not.
+async fn create_machine(bridge: &Bridge) -> Result<()> {
+    let capabilities = bridge.capabilities();
+    if !capabilities.send_host_create_message {
+        return Ok(());
+    }
+    let document = UvmDocument { system_type: "Container".to_owned(), ..UvmDocument::default() };
+    let create = Create::new(&document)
+        .map_err(|error| Error::Option { option: "machine", reason: error.to_string() })?;
+    let what = || "create the machine in its guest".to_owned();
+    bridge.call(&ContainerId::uvm(), &create, what).await?;
+    if capabilities.send_host_start_message {
+        let what = || "start the machine in its guest".to_owned();
+        bridge.call(&ContainerId::uvm(), &Start {}, what).await?;
+    }
+    Ok(())
 }
 
 /// Whether the sockets of all ports can be there: nobody would notice later that they cannot.

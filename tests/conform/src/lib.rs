@@ -8,7 +8,9 @@
 //! |---------------|---------------------------------------------------------------------|
 //! | `statement`   | a statement, profiles, what a check needs                           |
 //! | `guest`       | the statements about guests, and their checks                       |
+//! | `host`        | the statements about hosts, their checks, and the guest that is played  |
 //! | `target`      | how an agent is reached: sockets, TCP, pipes, `inner`: this process |
+//! | `driven`      | a host on our own library, right or with a defect, for the harness to judge |
 //! | `session`     | the harness as a host, `container`: with containers                 |
 //! | `observer`    | what holds for every frame                                          |
 //! | `environment` | disks, shells and so on beside the agent                            |
@@ -22,8 +24,10 @@
 
 pub mod capture;
 pub mod container;
+pub mod driven;
 pub mod environment;
 pub mod guest;
+pub mod host;
 pub mod inner;
 pub mod machine;
 mod observer;

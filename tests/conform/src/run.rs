@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::time::timeout;
 
+use crate::host::HostSession;
 use crate::session::Session;
-use crate::statement::{Profile, Statement};
+use crate::statement::{Need, Profile, Statement};
+use crate::transcript::Transcript;
 use crate::verdict::{Stop, Verdict};
 
 /// What to check, and how long it may take.
@@ -79,50 +81,95 @@ impl Report {
     }
 }
 
+/// One side of the harness: what a run needs of it.
+pub trait Harness {
+    /// The side that it checks: `guest` or `host`.
+    const SIDE: &'static str;
+
+    /// How strict.
+    fn profile(&self) -> Profile;
+
+    /// Begins the check of a statement: an empty transcript.
+    fn begin(&mut self, statement: u32);
+
+    /// Why a statement with those needs cannot be checked.
+    fn lacks(&self, needs: &[Need]) -> Option<String>;
+
+    /// A check has run out of time.
+    fn give_up(&mut self);
+
+    /// Violations since the last call: statement and what it says.
+    fn violations(&mut self) -> Vec<(u32, String)>;
+
+    /// What went over the wire since the check began.
+    fn transcript(&self) -> &Transcript;
+
+    /// The peer, for people.
+    fn describe(&self) -> String;
+}
+
 /// Checks a guest agent. `tell` is told of each outcome as it comes.
 pub async fn guest(
     session: &mut Session,
     statements: &[Statement],
     plan: &Plan,
+    tell: impl FnMut(&Outcome),
+) -> Report {
+    let wanted = |statement: &&Statement| plan.only.is_empty() || plan.only.contains(&statement.id);
+    if statements.iter().filter(wanted).any(|statement| !statement.needs.is_empty()) {
+        session.unprepared = prepare(session, plan).await;
+    }
+    let report = check(session, statements, plan, tell).await;
+    session.target.end().await;
+    report
+}
+
+/// Checks a host's bridge. `tell` is told of each outcome as it comes.
+pub async fn host(
+    session: &mut HostSession,
+    statements: &[Statement<HostSession>],
+    plan: &Plan,
+    tell: impl FnMut(&Outcome),
+) -> Report {
+    session.each = plan.each;
+    check(session, statements, plan, tell).await
+}
+
+async fn check<S: Harness>(
+    session: &mut S,
+    statements: &[Statement<S>],
+    plan: &Plan,
     mut tell: impl FnMut(&Outcome),
 ) -> Report {
     let begun = Instant::now();
-    let wanted = |statement: &&Statement| plan.only.is_empty() || plan.only.contains(&statement.id);
+    let wanted =
+        |statement: &&Statement<S>| plan.only.is_empty() || plan.only.contains(&statement.id);
     let (last, first): (Vec<_>, Vec<_>) =
         statements.iter().filter(wanted).partition(|statement| statement.destructive);
     let mut outcomes = BTreeMap::new();
     let mut noted = BTreeMap::<u32, Vec<String>>::new();
-    let mut broken = None;
-    if first.iter().chain(&last).any(|statement| !statement.needs.is_empty()) {
-        broken = prepare(session, plan).await;
-    }
     for statement in first.into_iter().chain(last) {
-        session.begin();
+        session.begin(statement.id);
         let check_begun = Instant::now();
         let left = plan.all.saturating_sub(begun.elapsed()).min(plan.each);
-        let lacking = session.environment.lacks(statement.needs, &session.target);
-        let checked = match lacking {
+        let checked = match session.lacks(statement.needs) {
             _ if left.is_zero() => {
                 Err(Stop::Skip(format!("the limit of {:?} for all checks is over", plan.all)))
             }
-            Some(need) => {
-                let why = broken.as_ref().filter(|_| session.environment.layer_disk.is_some());
-                Err(Stop::Skip(why.cloned().unwrap_or_else(|| need.missing().to_owned())))
-            }
+            Some(why) => Err(Stop::Skip(why)),
             None => match timeout(left, (statement.check)(session)).await {
                 Ok(checked) => checked,
                 Err(_) => {
-                    session.hang_up();
+                    session.give_up();
                     Err(Stop::fail(format!("the check does not end within {left:?}")))
                 }
             },
         };
-        let checked = settle(session, statement, plan, checked, &mut noted);
+        let checked = settle(session, statement.id, plan, checked, &mut noted);
         let outcome = outcome(session, statement, checked, check_begun.elapsed());
         tell(&outcome);
         outcomes.insert(statement.id, outcome);
     }
-    session.target.end().await;
     for (id, texts) in noted {
         if let Some(outcome) = outcomes.get_mut(&id)
             && outcome.verdict != Verdict::Fail
@@ -130,7 +177,7 @@ pub async fn guest(
             let statement = statements.iter().find(|statement| statement.id == id);
             let why = format!("met in another check: {}", texts[0]);
             let (verdict, reason) = statement.map_or((Verdict::Fail, why.clone()), |statement| {
-                judge(session.profile, statement, why.clone())
+                judge(session.profile(), statement.tolerated, why.clone())
             });
             if outcome.verdict != verdict {
                 (outcome.verdict, outcome.reason) = (verdict, Some(reason));
@@ -139,9 +186,9 @@ pub async fn guest(
         }
     }
     Report {
-        side: "guest",
-        profile: session.profile,
-        peer: session.target.describe(),
+        side: S::SIDE,
+        profile: session.profile(),
+        peer: session.describe(),
         outcomes: outcomes.into_values().collect(),
     }
 }
@@ -149,7 +196,7 @@ pub async fn guest(
 /// Maps what containers are made of. The error is a reason to skip what needs them.
 async fn prepare(session: &mut Session, plan: &Plan) -> Option<String> {
     session.environment.layer_disk?;
-    session.begin();
+    session.begin(0);
     let prepared = timeout(plan.each, async {
         session.ready().await?;
         session.prepare().await
@@ -164,15 +211,15 @@ async fn prepare(session: &mut Session, plan: &Plan) -> Option<String> {
 }
 
 /// Gives each violation to its own statement.
-fn settle(
-    session: &mut Session,
-    statement: &Statement,
+fn settle<S: Harness>(
+    session: &mut S,
+    statement: u32,
     plan: &Plan,
     checked: Result<(), Stop>,
     noted: &mut BTreeMap<u32, Vec<String>>,
 ) -> Result<(), Stop> {
     let (own, others): (Vec<_>, Vec<_>) =
-        session.observer.take().into_iter().partition(|(id, _)| *id == statement.id);
+        session.violations().into_iter().partition(|(id, _)| *id == statement);
     // Of a statement that is not told of, this one has to tell.
     let told = |id: &u32| plan.only.is_empty() || plan.only.contains(id);
     let spoiled = others
@@ -191,16 +238,16 @@ fn settle(
     }
 }
 
-fn judge(profile: Profile, statement: &Statement, why: String) -> (Verdict, String) {
-    match (profile, statement.tolerated) {
+fn judge(profile: Profile, tolerated: Option<&'static str>, why: String) -> (Verdict, String) {
+    match (profile, tolerated) {
         (Profile::V4Lcow, Some(because)) => (Verdict::Tolerated, format!("{why} ({because})")),
         _ => (Verdict::Fail, why),
     }
 }
 
-fn outcome(
-    session: &Session,
-    statement: &Statement,
+fn outcome<S: Harness>(
+    session: &S,
+    statement: &Statement<S>,
     checked: Result<(), Stop>,
     took: Duration,
 ) -> Outcome {
@@ -209,7 +256,7 @@ fn outcome(
         Err(Stop::Skip(why)) => (Verdict::Skipped, Some(why)),
         Err(Stop::Tolerated(why)) => (Verdict::Tolerated, Some(why)),
         Err(Stop::Fail(why)) => {
-            let (verdict, reason) = judge(session.profile, statement, why);
+            let (verdict, reason) = judge(session.profile(), statement.tolerated, why);
             (verdict, Some(reason))
         }
     };
@@ -220,6 +267,6 @@ fn outcome(
         verdict,
         reason,
         milliseconds: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        exchange: if told { session.transcript.lines() } else { Vec::new() },
+        exchange: if told { session.transcript().lines() } else { Vec::new() },
     }
 }

@@ -12,7 +12,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::environment::Environment;
 pub use crate::observer::Response;
 use crate::observer::{Asked, Echo, Observer, Seen};
-use crate::statement::Profile;
+use crate::run::Harness;
+use crate::statement::{Need, Profile};
 use crate::target::{PortListener, Target, Wire};
 use crate::transcript::{Transcript, Way};
 use crate::verdict::{Checked, Stop, ensure};
@@ -41,6 +42,8 @@ pub struct Session {
     /// What went over the wire since the present check began.
     pub transcript: Transcript,
     pub(crate) observer: Observer,
+    /// Why there is nothing to make containers of.
+    pub(crate) unprepared: Option<String>,
     link: Option<Link>,
     next_id: u64,
     next_port: u32,
@@ -66,22 +69,13 @@ impl Session {
             answer: Duration::from_secs(10),
             transcript: Transcript::default(),
             observer: Observer::default(),
+            unprepared: None,
             link: None,
             next_id: 0,
             next_port: port::FIRST_STDIO,
             names: 0,
             responses: VecDeque::new(),
             notifications: VecDeque::new(),
-        }
-    }
-
-    /// Begins a check: an empty transcript. What earlier checks left unread is forgotten.
-    pub(crate) fn begin(&mut self) {
-        self.transcript = Transcript::default();
-        self.responses.clear();
-        self.notifications.clear();
-        if self.target.redials() {
-            self.link = None;
         }
     }
 
@@ -354,6 +348,46 @@ impl Session {
             Ok(Err(error)) => Err(Stop::fail(format!("read a stream: {error}"))),
             Err(_) => Err(Stop::fail(format!("a stream does not end within {limit:?}"))),
         }
+    }
+}
+
+impl Harness for Session {
+    const SIDE: &'static str = "guest";
+
+    fn profile(&self) -> Profile {
+        self.profile
+    }
+
+    /// What earlier checks left unread is forgotten.
+    fn begin(&mut self, _statement: u32) {
+        self.transcript = Transcript::default();
+        self.responses.clear();
+        self.notifications.clear();
+        if self.target.redials() {
+            self.link = None;
+        }
+    }
+
+    fn lacks(&self, needs: &[Need]) -> Option<String> {
+        let need = self.environment.lacks(needs, &self.target)?;
+        let why = self.unprepared.clone().filter(|_| self.environment.layer_disk.is_some());
+        Some(why.unwrap_or_else(|| need.missing().to_owned()))
+    }
+
+    fn give_up(&mut self) {
+        self.hang_up();
+    }
+
+    fn violations(&mut self) -> Vec<(u32, String)> {
+        self.observer.take()
+    }
+
+    fn transcript(&self) -> &Transcript {
+        &self.transcript
+    }
+
+    fn describe(&self) -> String {
+        self.target.describe()
     }
 }
 

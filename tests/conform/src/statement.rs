@@ -90,11 +90,11 @@ impl Need {
     }
 }
 
-/// A check in progress.
-pub type Check = for<'a> fn(&'a mut Session) -> Pin<Box<dyn Future<Output = Checked> + 'a>>;
+/// A check, of a guest in a [`Session`] or of a host in a [`HostSession`](crate::host::HostSession).
+pub type Check<S = Session> = for<'a> fn(&'a mut S) -> Pin<Box<dyn Future<Output = Checked> + 'a>>;
 
 /// One statement.
-pub struct Statement {
+pub struct Statement<S = Session> {
     /// Its number in the list of its side.
     pub id: u32,
     /// What has to hold.
@@ -106,10 +106,10 @@ pub struct Statement {
     /// Whether a peer that fails it may be gone afterwards; such checks come last.
     pub destructive: bool,
     /// The check.
-    pub check: Check,
+    pub check: Check<S>,
 }
 
-impl fmt::Debug for Statement {
+impl<S> fmt::Debug for Statement<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Statement({}, {:?})", self.id, self.text)
     }

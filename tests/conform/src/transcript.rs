@@ -67,6 +67,16 @@ impl Transcript {
         self.push(Way::Event, text.as_bytes());
     }
 
+    /// Adds what another transcript has.
+    pub(crate) fn replay(&mut self, entries: &[Entry]) {
+        for Entry { at, way, bytes } in entries {
+            self.push(*way, bytes);
+            if let Some(entry) = self.entries.last_mut() {
+                entry.at = *at;
+            }
+        }
+    }
+
     /// The entries, oldest first.
     pub fn entries(&self) -> &[Entry] {
         &self.entries

@@ -1,6 +1,7 @@
 //! `linkspan conform`: whether a peer speaks the protocol.
 
 mod guest;
+mod host;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::error::{Context, Error};
 use crate::options::Global;
 use crate::output;
 
-/// Check whether a guest agent speaks the GCS bridge protocol
+/// Check whether a guest agent, or a host's bridge, speaks the GCS bridge protocol
 #[derive(Args, Debug)]
 pub(crate) struct Conform {
     #[command(subcommand)]
@@ -23,13 +24,15 @@ pub(crate) struct Conform {
 
 #[derive(Subcommand, Debug)]
 enum ConformCommand {
-    Guest(guest::Guest),
+    Guest(Box<guest::Guest>),
+    Host(host::Host),
 }
 
 impl Conform {
     pub(crate) async fn run(self, global: &Global) -> Result<u32, Error> {
         match self.command {
             ConformCommand::Guest(guest) => guest.run(global).await,
+            ConformCommand::Host(host) => host.run(global).await,
         }
     }
 }
@@ -46,9 +49,9 @@ struct CheckOptions {
     /// v4-lcow: as hcsshim behaves today, with what it tolerates; hardened: nothing is tolerated
     #[arg(long, value_name = "PROFILE", default_value = "v4-lcow", value_parser = |text: &str| text.parse::<Profile>(), help_heading = "Statements")]
     profile: Profile,
-    /// How long the check of one statement may take, in seconds
-    #[arg(long, value_name = "SECS", default_value_t = 30, value_parser = value_parser!(u32).range(1..), help_heading = "Limits")]
-    each_timeout: u32,
+    /// How long the check of one statement may take, in seconds; a guest's 30, a host's 60
+    #[arg(long, value_name = "SECS", value_parser = value_parser!(u32).range(1..), help_heading = "Limits")]
+    each_timeout: Option<u32>,
     /// How long all of them may take, in seconds
     #[arg(long, value_name = "SECS", default_value_t = 600, value_parser = value_parser!(u32).range(1..), help_heading = "Limits")]
     timeout: u32,
@@ -64,7 +67,8 @@ struct CheckOptions {
 }
 
 impl CheckOptions {
-    fn plan(&self, statements: &[Statement]) -> Result<Plan, Error> {
+    /// `each` is how long a check may take unless the caller says otherwise, in seconds.
+    fn plan<S>(&self, statements: &[Statement<S>], each: u32) -> Result<Plan, Error> {
         let only = match &self.only {
             Some(text) => numbers(text).map_err(|reason| Error::input("--only", reason))?,
             None => Vec::new(),
@@ -75,7 +79,7 @@ impl CheckOptions {
         }
         Ok(Plan {
             only,
-            each: Duration::from_secs(self.each_timeout.into()),
+            each: Duration::from_secs(self.each_timeout.unwrap_or(each).into()),
             all: Duration::from_secs(self.timeout.into()),
         })
     }
@@ -85,9 +89,9 @@ impl CheckOptions {
     }
 
     /// Prints what there is to check.
-    fn print_list(&self, statements: &[Statement], global: &Global) -> Result<u32, Error> {
-        let plan = self.plan(statements)?;
-        let wanted: Vec<&Statement> = statements
+    fn print_list<S>(&self, statements: &[Statement<S>], global: &Global) -> Result<u32, Error> {
+        let plan = self.plan(statements, 1)?;
+        let wanted: Vec<&Statement<S>> = statements
             .iter()
             .filter(|s| plan.only.is_empty() || plan.only.contains(&s.id))
             .collect();

@@ -16,6 +16,9 @@ use crate::error::{Context, Error};
 use crate::options::{Global, VmOptions};
 use crate::progress::Progress;
 
+/// How long the check of one statement may take, in seconds.
+const EACH: u32 = 30;
+
 /// Check a guest agent against the 111 statements of the protocol
 ///
 /// The harness plays the host. The agent dials it (--listen), is dialled (--connect), is started
@@ -104,7 +107,7 @@ impl Guest {
         if self.check.list {
             return self.check.print_list(STATEMENTS, global);
         }
-        let plan = self.check.plan(STATEMENTS)?;
+        let plan = self.check.plan(STATEMENTS, EACH)?;
         let (bench, target, mut environment) = match (self.listen, self.connect) {
             (Some(listen), _) => (None, Reach::Listen(listen).target(), Environment::default()),
             (_, Some(dial)) => {

@@ -1,0 +1,112 @@
+//! The harness on hosts of our own library: the right one meets every statement, broken ones are
+//! told by the statements that they break, and by no others.
+
+use std::ffi::OsString;
+use std::rc::Rc;
+use std::time::Duration;
+
+use linkspan_conform::driven::{BROKEN, Broken, Defect};
+use linkspan_conform::host::{HostReach, HostSession, STATEMENTS};
+use linkspan_conform::run::{self, Plan, Report};
+use linkspan_conform::statement::Profile;
+use linkspan_conform::verdict::Verdict;
+use tokio::sync::Semaphore;
+use tokio::task::{LocalSet, spawn_local};
+
+/// Statements that take as long as hosts wait: with broken hosts they are looked at only where they
+/// tell.
+const SLOW: [u32; 3] = [40, 41, 43];
+
+/// So many hosts at a time.
+const AT_A_TIME: usize = 16;
+
+async fn check(defect: Option<Defect>, profile: Profile, plan: Plan) -> Report {
+    let mut command = vec![OsString::from(env!("CARGO_BIN_EXE_driven-host"))];
+    if let Some(defect) = defect {
+        command.extend(["--defect".into(), format!("{defect:?}").into()]);
+    }
+    let mut session = HostSession::new(HostReach::Spawn(command), profile);
+    if defect.is_some() {
+        // Many of them do nothing more at some point, and all of that adds up.
+        session.answer = Duration::from_secs(3);
+    }
+    run::host(&mut session, STATEMENTS, &plan, |_| {}).await
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    LocalSet::new().block_on(&runtime.expect("a runtime"), future)
+}
+
+#[test]
+fn our_host_meets_every_statement_in_both_profiles() {
+    let (lenient, hardened) = block_on(async {
+        // A migration's destination, five minutes of silence, and what a bridge is not about.
+        let plan = || Plan { each: Duration::from_secs(100), ..Plan::default() };
+        tokio::join!(check(None, Profile::V4Lcow, plan()), check(None, Profile::Hardened, plan()))
+    });
+    for report in [lenient, hardened] {
+        println!("{}", report.table());
+        assert_eq!(report.deviations(), Vec::<u32>::new());
+        let skipped = report.outcomes.iter().filter(|o| o.verdict == Verdict::Skipped);
+        assert_eq!(skipped.map(|o| o.id).collect::<Vec<_>>(), [40, 45, 48, 49, 50]);
+        assert_eq!(report.outcomes.len(), 50);
+    }
+}
+
+#[test]
+fn each_broken_host_is_told_by_the_statements_that_it_breaks() {
+    assert!(BROKEN.len() >= 50);
+    let only = std::env::var("LINKSPAN_DEFECT").ok();
+    let chosen =
+        |broken: &&Broken| only.as_ref().is_none_or(|only| *only == format!("{:?}", broken.defect));
+    let outcomes = block_on(async {
+        let permits = Rc::new(Semaphore::new(AT_A_TIME));
+        let mut checks = Vec::new();
+        for broken in BROKEN.iter().filter(chosen) {
+            let permits = Rc::clone(&permits);
+            checks.push((
+                broken,
+                spawn_local(async move {
+                    let _permit = permits.acquire().await;
+                    let quick = |id: &u32| !SLOW.contains(id) || broken.told_by.contains(id);
+                    let only =
+                        STATEMENTS.iter().map(|statement| statement.id).filter(quick).collect();
+                    let plan = Plan { only, each: Duration::from_secs(100), ..Plan::default() };
+                    let begun = std::time::Instant::now();
+                    let report = check(Some(broken.defect), Profile::Hardened, plan).await;
+                    println!("{:?}: {:?}", broken.defect, begun.elapsed());
+                    report
+                }),
+            ));
+        }
+        let mut outcomes = Vec::new();
+        for (broken, check) in checks {
+            outcomes.push((broken, check.await.expect("a check does not panic")));
+        }
+        outcomes
+    });
+    let mut wrong = Vec::new();
+    for (broken, report) in outcomes {
+        if report.deviations() != broken.told_by {
+            let differs = |id| report.deviations().contains(id) != broken.told_by.contains(id);
+            let reasons: Vec<String> = report
+                .outcomes
+                .iter()
+                .filter(|outcome| differs(&outcome.id))
+                .map(|outcome| {
+                    format!("  {} {:?} {:?}", outcome.id, outcome.verdict, outcome.reason)
+                })
+                .collect();
+            wrong.push(format!(
+                "{:?} ({}): told by {:?}, not {:?}\n{}",
+                broken.defect,
+                broken.what,
+                report.deviations(),
+                broken.told_by,
+                reasons.join("\n")
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -51,7 +51,32 @@ fn our_host_meets_every_statement_in_both_profiles() {
         let skipped = report.outcomes.iter().filter(|o| o.verdict == Verdict::Skipped);
         assert_eq!(skipped.map(|o| o.id).collect::<Vec<_>>(), [40, 45, 48, 49, 50]);
         assert_eq!(report.outcomes.len(), 50);
+        if report.profile == Profile::Hardened {
+            let kept = include_str!("../../../docs/conformance-host.md");
+            assert_eq!(report.markdown(), kept, "docs/conformance-host.md is out of date");
+        }
     }
+}
+
+#[test]
+fn the_documentation_has_every_broken_host() {
+    let text = include_str!("../../../docs/conformance.md");
+    for broken in BROKEN {
+        let ids: Vec<String> = broken.told_by.iter().map(u32::to_string).collect();
+        let row = format!("| {} | {} |", broken.what, ids.join(", "));
+        assert!(text.contains(&row), "docs/conformance.md has no row {row}");
+    }
+}
+
+#[test]
+fn a_host_that_does_nothing_is_told_by_the_first_statement_alone() {
+    let report = block_on(async {
+        let reach = HostReach::Spawn(vec!["true".into()]);
+        let mut session = HostSession::new(reach, Profile::Hardened);
+        run::host(&mut session, STATEMENTS, &Plan::default(), |_| {}).await
+    });
+    assert_eq!(report.deviations(), [1]);
+    assert_eq!(report.count(Verdict::Skipped), 49, "{}", report.table());
 }
 
 #[test]

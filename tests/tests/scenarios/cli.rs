@@ -397,6 +397,21 @@ fn cli_conform_lists_statements_and_refuses_what_it_does_not_know() {
 }
 
 #[test]
+fn cli_conform_checks_a_host_that_is_none() {
+    let checked = std::process::Command::new(cli())
+        .args(["conform", "host", "--spawn", "--only", "1-3", "--", "true"])
+        .output()
+        .expect("run linkspan");
+    let text = String::from_utf8_lossy(&checked.stdout);
+    assert_eq!(checked.status.code(), Some(1), "{text}");
+    assert!(text.contains("the program ends before it listens: exit status: 0"), "{text}");
+    let refused =
+        std::process::Command::new(cli()).args(["conform", "host"]).output().expect("run linkspan");
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(125) && text.contains("--connect"), "{text}");
+}
+
+#[test]
 fn cli_conform_checks_an_agent_in_a_machine_and_one_that_is_none() {
     let directory = tempfile::tempdir().unwrap();
     let junit = directory.path().join("report.xml");

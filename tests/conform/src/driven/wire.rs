@@ -229,7 +229,9 @@ impl Wire {
             out.push(Out::Pass(frame(held.message_type, number, &held.payload)));
         }
         if kind == MessageType::NEGOTIATE_PROTOCOL && self.defect == Defect::Pipelines {
-            out.push(state.add(MessageType::DUMP_STACKS, &envelope()));
+            let mut query = envelope();
+            query["Query"] = json!("{}");
+            out.push(state.add(MessageType::GET_PROPERTIES, &query));
         }
         out
     }

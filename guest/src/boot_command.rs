@@ -8,6 +8,27 @@ use std::path::Path;
 
 use crate::vsock_exec::VsockExec;
 
+/// Those of the first process's arguments that were written for it: the kernel puts in front of
+/// them what it does not know of its own `command_line`, such as `nokaslr`.
+pub(crate) fn meant_for_init(mut args: Vec<String>, command_line: &str) -> Vec<String> {
+    let first = match words(command_line).skip_while(|&word| word != "--").count() {
+        0 => args.iter().position(|arg| arg.starts_with('-')).unwrap_or(args.len()),
+        with_dashes => args.len().saturating_sub(with_dashes - 1),
+    };
+    args.drain(..first);
+    args
+}
+
+/// The words of a kernel command line, where double quotes keep spaces together.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    let separator = move |c: char| {
+        quoted ^= c == '"';
+        c.is_whitespace() && !quoted
+    };
+    line.split(separator).filter(|word| !word.is_empty())
+}
+
 /// The first process's arguments.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct BootCommand {
@@ -104,6 +125,23 @@ mod tests {
         assert_eq!(parsed.own_agent_if(foreign), None);
         assert_eq!(parse("-e 1 sh -c x").unwrap().own_agent_if(|_| true), None);
         assert_eq!(parse("").unwrap(), BootCommand::default());
+    }
+
+    #[test]
+    fn what_the_kernel_did_not_know_is_not_taken_for_a_program() {
+        for (given, line, meant) in [
+            ("nokaslr -e 1 /bin/gcs", "quiet nokaslr -- -e 1 /bin/gcs", "-e 1 /bin/gcs"),
+            ("nokaslr /bin/gcs", "nokaslr a=b -- /bin/gcs\n", "/bin/gcs"),
+            ("nokaslr", "quiet nokaslr", ""),
+            ("nokaslr", "nokaslr --", ""),
+            ("nokaslr -e 1 x", "nokaslr -e 1 x", "-e 1 x"),
+            ("x -- y", "x -- -- y", "-- y"),
+            ("x", "a=\"b -- c\" -- x", "x"),
+            ("x", "-- x y z", "x"),
+        ] {
+            let given = given.split_whitespace().map(str::to_owned).collect();
+            assert_eq!(meant_for_init(given, line).join(" "), meant, "{line}");
+        }
     }
 
     #[test]

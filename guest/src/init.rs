@@ -19,7 +19,7 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use crate::agent::{self, End};
 use crate::arguments::Arguments;
-use crate::boot_command::BootCommand;
+use crate::boot_command::{self, BootCommand};
 pub use crate::supervisor::POWER_OFF;
 use crate::supervisor::{keep_running, run_once};
 use crate::{cgroup, log, modules, storage};
@@ -50,8 +50,9 @@ pub fn run(args: Vec<String>) -> io::Result<u8> {
     mounts::mount_all()?;
     crate::name_process(c"linkspan-init");
     say("phase=init");
-    let boot = BootCommand::parse(args).map_err(io::Error::other)?;
     let options = KernelOptions::read();
+    let args = boot_command::meant_for_init(args, &options.0);
+    let boot = BootCommand::parse(args).map_err(io::Error::other)?;
     mounts::mount_cgroups(&options.0)?;
     setrlimit(Resource::RLIMIT_NOFILE, 1024, 1 << 20)?;
     let _ = linkspan_guest_sys::bring_up("lo");

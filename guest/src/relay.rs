@@ -13,9 +13,10 @@
 //! exit up for ever.
 
 mod outlet;
+mod source;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -28,18 +29,19 @@ use tracing::debug;
 
 use self::outlet::Outlet;
 pub(crate) use self::outlet::{Delivery, Recovery};
+use self::source::{Kind, Source};
 use crate::stdio::Streams;
 use crate::terminal::Terminal;
 
 /// How long output may stay silent after its process's exit before it counts as ended.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// What is moved at once: enough that a wake-up is worth its cost.
+/// What input is moved at once: enough that a wake-up is worth its cost.
 const CHUNK: usize = 256 << 10;
 
 /// What the host may leave unread before a write has to wait, in bytes: several chunks, so that the
 /// process, this relay and the host work at the same time.
-const UNDER_WAY: u64 = 1 << 20;
+const UNDER_WAY: u64 = 2 << 20;
 
 /// The relay of one process.
 pub(crate) struct Relay {
@@ -76,10 +78,10 @@ impl Relay {
         ] {
             let (Some(pipe), Some(stream)) = (pipe, stream) else { continue };
             stream.set_buffer_size(UNDER_WAY)?;
-            let (pipe, exited) = (linkspan_guest_sys::register(pipe)?, relay.exited.subscribe());
+            let (pipe, exited) = (Source::new(Kind::Pipe, pipe)?, relay.exited.subscribe());
             let to = Outlet::new(delivery, port.unwrap_or(0), stream, exited.clone());
             relay.outputs.push(spawn_local(async move {
-                let ended = copy_out(Source::Pipe, pipe, to, exited).await;
+                let ended = copy_out(pipe, to, exited).await;
                 debug!(?ended, "{name}");
             }));
         }
@@ -103,12 +105,12 @@ impl Relay {
             }));
         }
         if let Some(stream) = host.stdout {
-            let (master, exited) =
-                (linkspan_guest_sys::register(terminal.duplicate()?)?, relay.exited.subscribe());
+            let master = Source::new(Kind::Terminal, terminal.duplicate()?)?;
+            let exited = relay.exited.subscribe();
             let port = ports.stdout.unwrap_or(0);
             let to = Outlet::new(delivery, port, stream, exited.clone());
             relay.outputs.push(spawn_local(async move {
-                let ended = copy_out(Source::Terminal, master, to, exited).await;
+                let ended = copy_out(master, to, exited).await;
                 debug!(?ended, "terminal output");
             }));
         }
@@ -144,57 +146,31 @@ async fn copy_in(mut from: Stream, to: &AsyncFd<OwnedFd>) -> io::Result<()> {
     }
 }
 
-/// What output comes from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
-    /// Gives all that it has, and its end is the stream's.
-    Pipe,
-    /// Gives what its line discipline likes to; its stream stays for input.
-    Terminal,
-}
-
 async fn copy_out(
-    source: Source,
-    from: AsyncFd<OwnedFd>,
+    mut from: Source,
     mut to: Outlet,
     exited: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; CHUNK];
     loop {
         let read = tokio::select! {
             biased;
-            read = read(source, &from, &mut buffer) => read,
-            () = silence_after(exited.clone()) => Ok(0),
+            read = from.read() => read,
+            () = silence_after(exited.clone()) => Ok(&[][..]),
         };
         match read {
-            Ok(0) => break,
+            Ok([]) => break,
             // A host that has closed its end is told to the process by dropping the pipe.
-            Ok(len) => to.write_all(&buffer[..len]).await?,
+            Ok(bytes) => to.write_all(bytes).await?,
             // A terminal whose other side is gone.
             Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => break,
             Err(error) => return Err(error),
         }
     }
-    drop((from, buffer));
-    match source {
-        Source::Pipe => to.finish().await,
-        Source::Terminal => to.end().await,
-    }
-}
-
-/// Reads what is there. A pipe that gives less than it was asked for is empty, which spares the
-/// call that would find it so.
-async fn read(source: Source, from: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        let mut ready = from.readable().await?;
-        let Ok(read) = ready.try_io(|fd| Ok(rustix::io::read(fd.as_fd(), &mut *buffer)?)) else {
-            continue;
-        };
-        let short = read.as_ref().is_ok_and(|&len| 0 < len && len < buffer.len());
-        if source == Source::Pipe && short {
-            ready.clear_ready();
-        }
-        return read;
+    let kind = from.kind();
+    drop(from);
+    match kind {
+        Kind::Pipe => to.finish().await,
+        Kind::Terminal => to.end().await,
     }
 }
 

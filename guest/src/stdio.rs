@@ -67,7 +67,7 @@ pub(crate) struct Pipes {
 }
 
 /// Enough that a writer is not woken for every few pages; the kernel gives it on demand.
-const PIPE_BYTES: usize = 1 << 20;
+pub(crate) const PIPE_BYTES: usize = 1 << 20;
 
 impl Pipes {
     pub(crate) fn new() -> io::Result<Self> {
@@ -94,7 +94,8 @@ impl Pipes {
     }
 }
 
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+/// A pipe with room for [`PIPE_BYTES`]: its read end, and its write end.
+pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     // A user over its limit gets the default size, which works as well.
     let _ = fcntl_setpipe_size(&write, PIPE_BYTES);

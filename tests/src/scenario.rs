@@ -46,6 +46,9 @@ macro_rules! on_both_backends {
 /// No scenario takes this long, unless `LINKSPAN_SCENARIO_SECONDS` says so.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// What of it is left for the agent of a scenario that hangs to say what it waits for.
+const EXPLANATION: Duration = Duration::from_secs(10);
+
 /// A number that makes a scenario longer than it is by default.
 ///
 /// # Panics
@@ -100,7 +103,16 @@ impl Vm {
 /// # Panics
 /// When the scenario does, and when it takes too long.
 pub fn shared<F: Future<Output = ()>>(backend: Backend, scenario: impl FnOnce(Vm) -> F) {
-    block_on(async { scenario(shared_vm(backend).await).await });
+    block_on(async {
+        let vm = shared_vm(backend).await;
+        let agent = vm.clone();
+        // Before the limit of all, so that it can say what the agent was waiting for.
+        let limit = limit().saturating_sub(EXPLANATION);
+        if tokio::time::timeout(limit, scenario(vm)).await.is_err() {
+            let stacks = tokio::time::timeout(EXPLANATION / 2, agent.dump_stacks()).await;
+            panic!("the scenario hangs: no end within {limit:?}; the agent: {stacks:#?}");
+        }
+    });
 }
 
 /// Runs a future on the runtime of all scenarios.
@@ -116,12 +128,16 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
     });
     runtime.block_on(async {
-        let limit = from_environment("LINKSPAN_SCENARIO_SECONDS", LIMIT.as_secs());
-        match tokio::time::timeout(Duration::from_secs(limit), future).await {
+        let limit = limit();
+        match tokio::time::timeout(limit, future).await {
             Ok(output) => output,
-            Err(_) => panic!("the scenario hangs: no end within {limit} s"),
+            Err(_) => panic!("the scenario hangs: no end within {limit:?}"),
         }
     })
+}
+
+fn limit() -> Duration {
+    Duration::from_secs(from_environment("LINKSPAN_SCENARIO_SECONDS", LIMIT.as_secs()))
 }
 
 /// The utility VMs end with this process: QEMU is killed with its keeper, the loopback agent sees

@@ -194,13 +194,13 @@ async fn rates(bench: &Bench, bytes: u64, report: &mut Report) -> Result<()> {
     // The raw copy is a process whose stdout is the vsock itself. In turn, because the machine's
     // mood changes.
     let (mut ours, mut raw) = (Vec::new(), Vec::new());
-    for _ in 0..5 {
+    for _ in 0..15 {
         raw.push(raw_output(&uvm, bytes).await?);
         ours.push(running.output(&uvm, bytes).await?);
     }
     report.rate("container stdout", bytes, median(ours), median(raw), 0.8);
     let (mut ours, mut raw) = (Vec::new(), Vec::new());
-    for _ in 0..3 {
+    for _ in 0..5 {
         raw.push(raw_input(&uvm, bytes).await?);
         ours.push(running.input(&uvm, bytes).await?);
     }

@@ -4,9 +4,13 @@
 //! counts. Both rules are kept here, in one place: a document becomes a [`Value`] without nulls
 //! before any type looks at it.
 
+mod reader;
+
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
+
+use reader::Reader;
 
 /// A document that is no JSON, or that has a value of the wrong shape.
 #[derive(Debug, thiserror::Error)]
@@ -52,9 +56,9 @@ pub(crate) fn read<T: DeserializeOwned>(value: &Value) -> Result<T, DecodeError>
         let source = serde_json::Error::custom("is not a JSON object");
         return Err(DecodeError::Shape { path: ".".to_owned(), source });
     }
-    serde_path_to_error::deserialize(value).map_err(|error| DecodeError::Shape {
-        path: error.path().to_string(),
-        source: error.into_inner(),
+    T::deserialize(Reader(value)).map_err(|error| {
+        let (path, source) = error.into_parts();
+        DecodeError::Shape { path, source }
     })
 }
 

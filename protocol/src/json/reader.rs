@@ -590,18 +590,20 @@ mod tests {
     }
 
     proptest! {
-        /// Serde JSON's own reader gives the same value, or the same message without a place.
+        /// Serde JSON's own reader gives the same value, or the same message without a place. But it
+        /// takes an array for a struct, and says less of a variant, and of a key that is no number.
         #[test]
         fn reads_what_serde_json_reads(value in document()) {
             let own = read::<Shapes>(&value);
             match (own, Shapes::deserialize(&value)) {
                 (Ok(own), Ok(theirs)) => prop_assert_eq!(own, theirs),
-                (Err((_, own)), Err(theirs)) if own == theirs.to_string() => {}
-                // Serde JSON takes an array for a struct.
-                (Err((_, own)), theirs) => prop_assert!(
-                    own.starts_with("invalid type: sequence, expected struct"),
-                    "{} {:?}", own, theirs
-                ),
+                (Err((_, own)), _) if own.starts_with("invalid type: sequence, expected struct") => {}
+                (Err((_, own)), Err(theirs)) => {
+                    let theirs = theirs.to_string();
+                    let of_a_key = theirs.contains("expected key to be a number in quotes")
+                        && own.starts_with("invalid type: string ");
+                    prop_assert!(of_a_key || own.starts_with(&theirs), "{} {}", own, theirs);
+                }
                 (own, theirs) => prop_assert!(false, "{:?} {:?}", own, theirs),
             }
         }

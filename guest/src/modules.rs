@@ -35,7 +35,16 @@ fn load_file(path: &str) -> Result<(), String> {
 }
 
 fn is_loaded(path: &str) -> bool {
-    Path::new("/sys/module").join(name(path)).exists()
+    is_live(&Path::new("/sys/module").join(name(path)))
+}
+
+/// Whether a module is there and ready. One that somebody else is loading at this moment is there
+/// but not ready; to load it as well waits for that. One that is built in has no state.
+fn is_live(module: &Path) -> bool {
+    match fs::read_to_string(module.join("initstate")) {
+        Ok(state) => state.trim_end() == "live",
+        Err(_) => module.exists(),
+    }
 }
 
 /// The kernel's name of a module.
@@ -52,5 +61,19 @@ mod tests {
     fn a_file_is_named_as_the_kernel_names_its_module() {
         assert_eq!(name("/lib/modules/6.1.0/dm-verity.ko"), "dm_verity");
         assert_eq!(load("no such group"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_module_that_is_still_being_loaded_is_not_there_yet() {
+        let directory =
+            std::env::temp_dir().join(format!("linkspan-module-{}", std::process::id()));
+        assert!(!is_live(&directory));
+        fs::create_dir(&directory).unwrap();
+        assert!(is_live(&directory), "built in");
+        for (state, live) in [("coming\n", false), ("live\n", true), ("going\n", false)] {
+            fs::write(directory.join("initstate"), state).unwrap();
+            assert_eq!(is_live(&directory), live, "{state}");
+        }
+        fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -39,9 +39,9 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// What input is moved at once: enough that a wake-up is worth its cost.
 const CHUNK: usize = 256 << 10;
 
-/// What the host may leave unread before a write has to wait, in bytes: several chunks, so that the
-/// process, this relay and the host work at the same time.
-const UNDER_WAY: u64 = 2 << 20;
+/// What the host may leave unread before a write has to wait, in bytes: enough that the process, this
+/// relay and the host work at the same time.
+const UNDER_WAY: u64 = 1 << 20;
 
 /// The relay of one process.
 pub(crate) struct Relay {

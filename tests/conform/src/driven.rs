@@ -14,7 +14,7 @@ use std::time::Duration;
 use linkspan_host::{Child, Error, Layers, ProcessSpec, Result, Stdio, Stream, UtilityVm};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-pub use defect::{BROKEN, Broken, Defect};
+pub use defect::{BROKEN, Defect};
 
 use crate::host::EXIT_LINE;
 use machine::Sockets;

@@ -22,6 +22,7 @@
 //! | `simulated`   | a guest in this process, right or with a defect: what the harness is tried on |
 //! | `wire`        | frames and documents by hand                                        |
 
+pub mod broken;
 pub mod capture;
 pub mod container;
 pub mod driven;

@@ -22,7 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
-pub use defect::{BROKEN, Broken, Defect};
+pub use defect::{BROKEN, Defect};
 
 use crate::inner::Network;
 use crate::wire::frame;

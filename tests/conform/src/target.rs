@@ -62,10 +62,7 @@ impl FromStr for Listen {
                  vsock:CID, vsock:any or tcp:ADDRESS:PORT"
             )
         };
-        match text.strip_prefix("tcp:") {
-            Some(address) => address.parse().map(Self::Tcp).map_err(|_| form()),
-            None => text.parse().map(Self::Socket).map_err(|_| form()),
-        }
+        tcp_or(text, Self::Tcp, Self::Socket).ok_or_else(form)
     }
 }
 
@@ -88,10 +85,7 @@ impl FromStr for Dial {
                  vsock:CID:PORT or tcp:ADDRESS:PORT"
             )
         };
-        match text.strip_prefix("tcp:") {
-            Some(address) => address.parse().map(Self::Tcp).map_err(|_| form()),
-            None => text.parse().map(Self::Socket).map_err(|_| form()),
-        }
+        tcp_or(text, Self::Tcp, Self::Socket).ok_or_else(form)
     }
 }
 
@@ -149,7 +143,19 @@ impl PortListener {
     }
 }
 
-fn tcp_stream(stream: TcpStream) -> io::Result<Stream> {
+/// An address in the form `tcp:ADDRESS:PORT`, or in that of another kind.
+pub(crate) fn tcp_or<S: FromStr, A>(
+    text: &str,
+    tcp: impl FnOnce(SocketAddr) -> A,
+    other: impl FnOnce(S) -> A,
+) -> Option<A> {
+    match text.strip_prefix("tcp:") {
+        Some(address) => address.parse().ok().map(tcp),
+        None => text.parse().ok().map(other),
+    }
+}
+
+pub(crate) fn tcp_stream(stream: TcpStream) -> io::Result<Stream> {
     stream.set_nodelay(true)?;
     Stream::from_fd(OwnedFd::from(stream.into_std()?))
 }

@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::rc::Rc;
 use std::time::Duration;
 
-use linkspan_conform::driven::{BROKEN, Broken, Defect};
+use linkspan_conform::broken::Broken;
+use linkspan_conform::driven::{BROKEN, Defect};
 use linkspan_conform::host::{HostReach, HostSession, STATEMENTS};
 use linkspan_conform::run::{self, Plan, Report};
 use linkspan_conform::statement::Profile;
@@ -83,8 +84,9 @@ fn a_host_that_does_nothing_is_told_by_the_first_statement_alone() {
 fn each_broken_host_is_told_by_the_statements_that_it_breaks() {
     assert!(BROKEN.len() >= 50);
     let only = std::env::var("LINKSPAN_DEFECT").ok();
-    let chosen =
-        |broken: &&Broken| only.as_ref().is_none_or(|only| *only == format!("{:?}", broken.defect));
+    let chosen = |broken: &&Broken<Defect>| {
+        only.as_ref().is_none_or(|only| *only == format!("{:?}", broken.defect))
+    };
     let outcomes = block_on(async {
         let permits = Rc::new(Semaphore::new(AT_A_TIME));
         let mut checks = Vec::new();
@@ -111,27 +113,7 @@ fn each_broken_host_is_told_by_the_statements_that_it_breaks() {
         }
         outcomes
     });
-    let mut wrong = Vec::new();
-    for (broken, report) in outcomes {
-        if report.deviations() != broken.told_by {
-            let differs = |id| report.deviations().contains(id) != broken.told_by.contains(id);
-            let reasons: Vec<String> = report
-                .outcomes
-                .iter()
-                .filter(|outcome| differs(&outcome.id))
-                .map(|outcome| {
-                    format!("  {} {:?} {:?}", outcome.id, outcome.verdict, outcome.reason)
-                })
-                .collect();
-            wrong.push(format!(
-                "{:?} ({}): told by {:?}, not {:?}\n{}",
-                broken.defect,
-                broken.what,
-                report.deviations(),
-                broken.told_by,
-                reasons.join("\n")
-            ));
-        }
-    }
+    let wrong: Vec<String> =
+        outcomes.iter().filter_map(|(broken, report)| broken.mistold(report)).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -1,31 +1,9 @@
 //! What can be wrong with a host, and which statements tell.
 
-/// A broken host.
-#[derive(Clone, Copy, Debug)]
-pub struct Broken {
-    /// What is wrong.
-    pub defect: Defect,
-    /// In words.
-    pub what: &'static str,
-    /// The statements that do not hold then, and no others.
-    pub told_by: &'static [u32],
-}
-
-macro_rules! defects {
-    ($($name:ident $what:literal => [$($id:literal)*];)*) => {
-        /// What is wrong with a host.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[allow(missing_docs, reason = "`BROKEN` has a sentence for each")]
-        pub enum Defect { $($name),* }
-
-        /// All defects.
-        pub const BROKEN: &[Broken] = &[$(
-            Broken { defect: Defect::$name, what: $what, told_by: &[$($id),*] }
-        ),*];
-    };
-}
+use crate::broken::defects;
 
 defects! {
+    "What is wrong with a host.";
     ServesTwo "negotiates with every connection at once" => [1];
     AsksFirst "asks for stacks before it negotiates" => [2];
     WideVersions "asks for versions 1 to 10" => [3];

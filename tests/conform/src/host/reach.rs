@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
+
+use crate::target::{tcp_or, tcp_stream};
 
 /// The environment variable that names the sockets: the host has to listen on port P at the Unix
 /// socket `<value>_P`.
@@ -64,10 +65,7 @@ impl FromStr for HostAddress {
                  vsock:CID or tcp:ADDRESS:PORT"
             )
         };
-        match text.strip_prefix("tcp:") {
-            Some(address) => address.parse().map(Self::Tcp).map_err(|_| form()),
-            None => text.parse().map(Self::Socket).map_err(|_| form()),
-        }
+        tcp_or(text, Self::Tcp, Self::Socket).ok_or_else(form)
     }
 }
 
@@ -80,9 +78,7 @@ impl HostAddress {
                 let offset = port.checked_sub(port::BRIDGE).and_then(|n| u16::try_from(n).ok());
                 let number = offset.and_then(|offset| base.port().checked_add(offset));
                 let number = number.ok_or(io::ErrorKind::ConnectionRefused)?;
-                let stream = TcpStream::connect(SocketAddr::new(base.ip(), number)).await?;
-                stream.set_nodelay(true)?;
-                Stream::from_fd(OwnedFd::from(stream.into_std()?))
+                tcp_stream(TcpStream::connect(SocketAddr::new(base.ip(), number)).await?)
             }
         }
     }

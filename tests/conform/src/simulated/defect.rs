@@ -1,31 +1,9 @@
 //! What can be wrong with a simulated guest, and which statements tell.
 
-/// A broken guest.
-#[derive(Clone, Copy, Debug)]
-pub struct Broken {
-    /// What is wrong.
-    pub defect: Defect,
-    /// In words.
-    pub what: &'static str,
-    /// The statements that do not hold then, and no others.
-    pub told_by: &'static [u32],
-}
-
-macro_rules! defects {
-    ($($name:ident $what:literal => [$($id:literal)*];)*) => {
-        /// What is wrong with a guest.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[allow(missing_docs, reason = "`BROKEN` has a sentence for each")]
-        pub enum Defect { $($name),* }
-
-        /// All defects.
-        pub const BROKEN: &[Broken] = &[$(
-            Broken { defect: Defect::$name, what: $what, told_by: &[$($id),*] }
-        ),*];
-    };
-}
+use crate::broken::defects;
 
 defects! {
+    "What is wrong with a guest.";
     SlowRedial "dials again only every 6 s" => [2];
     TalksFirst "talks before it is asked" => [3];
     BigEndian "writes headers in the other byte order" => [4];

@@ -1,0 +1,48 @@
+//! Peers that are broken on purpose, and whether the statements tell.
+
+use crate::run::Report;
+
+/// A broken peer.
+#[derive(Clone, Copy, Debug)]
+pub struct Broken<D> {
+    /// What is wrong.
+    pub defect: D,
+    /// In words.
+    pub what: &'static str,
+    /// The statements that do not hold then, and no others.
+    pub told_by: &'static [u32],
+}
+
+impl<D: std::fmt::Debug> Broken<D> {
+    /// How a report of it differs from what should tell it; `None` if it does not.
+    pub fn mistold(&self, report: &Report) -> Option<String> {
+        let told_by = report.deviations();
+        if told_by == self.told_by {
+            return None;
+        }
+        let differs = |id| told_by.contains(id) != self.told_by.contains(id);
+        let outcomes = report.outcomes.iter().filter(|outcome| differs(&outcome.id));
+        let reasons: Vec<String> = outcomes
+            .map(|outcome| format!("  {} {:?} {:?}", outcome.id, outcome.verdict, outcome.reason))
+            .collect();
+        let (defect, what, reasons) = (&self.defect, self.what, reasons.join("\n"));
+        Some(format!("{defect:?} ({what}): told by {told_by:?}, not {:?}\n{reasons}", self.told_by))
+    }
+}
+
+/// The defects of one kind of peer, and all of them with what should tell.
+macro_rules! defects {
+    ($kind:literal; $($name:ident $what:literal => [$($id:literal)*];)*) => {
+        #[doc = $kind]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs, reason = "`BROKEN` has a sentence for each")]
+        pub enum Defect { $($name),* }
+
+        /// All defects.
+        pub const BROKEN: &[$crate::broken::Broken<Defect>] = &[$(
+            $crate::broken::Broken { defect: Defect::$name, what: $what, told_by: &[$($id),*] }
+        ),*];
+    };
+}
+
+pub(crate) use defects;

@@ -41,7 +41,7 @@ const CHUNK: usize = 256 << 10;
 
 /// What the host may leave unread before a write has to wait, in bytes: enough that the process, this
 /// relay and the host work at the same time.
-const UNDER_WAY: u64 = 1 << 20;
+const UNDER_WAY: u64 = 4 << 20;
 
 /// The relay of one process.
 pub(crate) struct Relay {

@@ -27,6 +27,7 @@ pub struct Options {
     /// The most connections at a time. Each takes one descriptor here and one with whoever has its stream.
     pub max_connections: usize,
     /// Bytes held for each connection while its stream is not read, beyond what the stream's socket holds.
+    /// Connections that come while there are 64 already get no more than 256 KiB, Linux's own measure.
     pub buffer: u32,
     /// How long the guest may take to answer [`Device::connect`].
     pub connect_timeout: Duration,
@@ -39,7 +40,7 @@ impl Options {
             guest_cid,
             export_path: None,
             max_connections: 512,
-            buffer: 1024 * 1024,
+            buffer: 4 * 1024 * 1024,
             connect_timeout: Duration::from_secs(5),
         }
     }

@@ -39,6 +39,11 @@ const FIRST_ID: u64 = 16;
 /// Resets to packets of no connection that wait for room in the ring. More than these are not sent.
 const MAX_REPLIES: usize = 1024;
 
+/// With this many connections, a further one gets a buffer of at most [`CROWD_BUFFER`] bytes: a guest
+/// that opens all it can is not to fill the host's memory.
+const CROWD: usize = 64;
+const CROWD_BUFFER: u32 = 256 << 10;
+
 /// What a worker is made from.
 pub(crate) struct Parts {
     pub(crate) guest_cid: u64,
@@ -214,10 +219,15 @@ impl Worker {
             return give_up(waiter, error);
         }
         let key = self.table.free_key(port);
-        match self.insert(key, Connection::requested(self.buffer), socket, waiter) {
+        match self.insert(key, Connection::requested(self.buffer()), socket, waiter) {
             Ok(id) => self.asked.push_back((Instant::now() + self.connect_timeout, id)),
             Err((error, waiter)) => give_up(waiter, ConnectError::Socket(error.kind())),
         }
+    }
+
+    /// What may wait for the stream of the next connection, in bytes.
+    fn buffer(&self) -> u32 {
+        if self.table.len() < CROWD { self.buffer } else { self.buffer.min(CROWD_BUFFER) }
     }
 
     /// Takes a connection in.

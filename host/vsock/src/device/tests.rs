@@ -226,6 +226,22 @@ fn connections_are_limited() {
 }
 
 #[test]
+fn a_crowd_of_connections_gets_small_buffers() {
+    let device = Device::new(Options::new(GUEST_CID)).unwrap();
+    let (sender, _streams) = channel();
+    device.listen(PORT, Accept::Many, move |stream| sender.send(stream).is_ok()).unwrap();
+    let mut driver = Driver::start(&device);
+    let buffers: Vec<u32> = (1..=66)
+        .map(|src_port| {
+            driver.send(Header { src_port, ..packet(PORT, Operation::REQUEST) }, &[]);
+            driver.receive().0.buf_alloc
+        })
+        .collect();
+    assert!(buffers[..64].iter().all(|&buffer| buffer == 4 << 20), "{buffers:?}");
+    assert_eq!(buffers[64..], [256 << 10; 2]);
+}
+
+#[test]
 fn streams_survive_a_pause_and_end_with_a_reboot() {
     let (device, streams) = device();
     let mut driver = Driver::start(&device);

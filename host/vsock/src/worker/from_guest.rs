@@ -110,7 +110,7 @@ impl Worker {
     fn accept(&mut self, key: Key, request: &Header) {
         let socket =
             if self.table.len() < self.max_connections { self.find_taker(key) } else { None };
-        let connection = Connection::accepted(request, self.buffer);
+        let connection = Connection::accepted(request, self.buffer());
         let accepted = socket
             .is_some_and(|socket| self.insert(key, connection, socket, Waiter::Nobody).is_ok());
         if !accepted {

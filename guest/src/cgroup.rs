@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use linkspan_protocol::message::{
-    BlkioMetrics, ContainerMetrics, CpuMetrics, CpuThrottling, CpuUsage, MemoryEntry,
-    MemoryMetrics, MemoryOomControl, PidsMetrics,
+    BlkioMetrics, ContainerMetrics, CpuMetrics, CpuThrottling, CpuUsage, HugetlbMetrics,
+    MemoryEntry, MemoryMetrics, MemoryOomControl, PidsMetrics,
 };
 
 use crate::Result;
@@ -111,6 +111,21 @@ impl Table {
     }
 }
 
+/// The sizes of this machine's huge pages, as cgroups write them: `2MB`.
+fn huge_page_sizes() -> impl Iterator<Item = String> {
+    let entries = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let kib: u64 =
+            name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        Some(match kib {
+            kib if kib >= 1 << 20 => format!("{}GB", kib >> 20),
+            kib if kib >= 1 << 10 => format!("{}MB", kib >> 10),
+            kib => format!("{kib}KB"),
+        })
+    })
+}
+
 fn unified(path: &Path) -> ContainerMetrics {
     let directory = directory("", path);
     let file = |name: &str| number(directory.join(name));
@@ -124,7 +139,14 @@ fn unified(path: &Path) -> ContainerMetrics {
         failcnt: 0,
     };
     let (usage, swap) = (entry("memory"), entry("memory.swap"));
+    let hugetlb = huge_page_sizes().map(|pagesize| HugetlbMetrics {
+        usage: file(&format!("hugetlb.{pagesize}.current")),
+        max: file(&format!("hugetlb.{pagesize}.max")),
+        failcnt: Table::read(directory.join(format!("hugetlb.{pagesize}.events"))).get("max"),
+        pagesize,
+    });
     ContainerMetrics {
+        hugetlb: hugetlb.collect(),
         pids: Some(PidsMetrics { current: file("pids.current"), limit: file("pids.max") }),
         cpu: Some(CpuMetrics {
             usage: Some(CpuUsage {
@@ -182,7 +204,15 @@ fn legacy(path: &Path) -> ContainerMetrics {
         failcnt: number(memory.join(format!("{prefix}.failcnt"))),
     };
     let per_cpu = fs::read_to_string(account.join("cpuacct.usage_percpu")).unwrap_or_default();
+    let huge = directory("hugetlb", path);
+    let hugetlb = huge_page_sizes().map(|pagesize| HugetlbMetrics {
+        usage: number(huge.join(format!("hugetlb.{pagesize}.usage_in_bytes"))),
+        max: number(huge.join(format!("hugetlb.{pagesize}.max_usage_in_bytes"))),
+        failcnt: number(huge.join(format!("hugetlb.{pagesize}.failcnt"))),
+        pagesize,
+    });
     ContainerMetrics {
+        hugetlb: hugetlb.collect(),
         pids: Some(PidsMetrics {
             current: number(pids.join("pids.current")),
             limit: number(pids.join("pids.max")),

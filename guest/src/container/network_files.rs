@@ -10,6 +10,9 @@ use crate::{Error, Result};
 
 pub(super) const NAMES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 
+/// What a container is called if neither a host nor an init has named the machine.
+const UNNAMED: &str = "localhost";
+
 /// A host name that is safe to write down; the UVM's own for an empty one.
 pub(super) fn hostname(wanted: &str) -> Result<String> {
     let hostname = match wanted {
@@ -19,6 +22,10 @@ pub(super) fn hostname(wanted: &str) -> Result<String> {
             .into_owned(),
         wanted => wanted.to_owned(),
     };
+    // The kernel's own word for it.
+    if hostname == "(none)" && wanted.is_empty() {
+        return Ok(UNNAMED.to_owned());
+    }
     let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
     if hostname.len() > 255 || !hostname.bytes().all(valid) {
         let reason = format!("{hostname:?} is no host name");

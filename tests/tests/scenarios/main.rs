@@ -21,6 +21,7 @@ mod network;
 mod nothing_left;
 mod operations;
 mod programs;
+mod recorded;
 mod shares;
 mod stdio;
 mod storage;

@@ -29,7 +29,7 @@ const KIND: &str = "io.kubernetes.cri.container-type";
 const POD: &str = "io.kubernetes.cri.sandbox-id";
 
 /// An adapter to be.
-struct Adapter {
+pub(crate) struct Adapter {
     /// Its end in the utility VM.
     peer: String,
     name: String,
@@ -49,8 +49,17 @@ impl Adapter {
         }
     }
 
+    /// The one of the recorded conversations.
+    pub(crate) fn recorded() -> Self {
+        Self {
+            mac: "00-15-5D-00-00-01".to_owned(),
+            id: "11111111-2222-3333-4444-555555555555".to_owned(),
+            ..Self::new()
+        }
+    }
+
     /// Plugs it in; `peer` is the address of its other end.
-    async fn plug(&self, connection: &mut Connection<'_>, peer: &str) {
+    pub(crate) async fn plug(&self, connection: &mut Connection<'_>, peer: &str) {
         let Self { peer: end, name, mac, .. } = self;
         let mac = mac.replace('-', ":");
         // The module may still be on its way.

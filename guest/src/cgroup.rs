@@ -7,11 +7,13 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use linkspan_protocol::message::{
     BlkioMetrics, ContainerMetrics, CpuMetrics, CpuThrottling, CpuUsage, HugetlbMetrics,
     MemoryEntry, MemoryMetrics, MemoryOomControl, PidsMetrics,
 };
+use rustix::fs::{Mode, OFlags};
 
 use crate::Result;
 use crate::error::Context;
@@ -88,12 +90,38 @@ pub(crate) fn metrics(path: &Path) -> Result<ContainerMetrics> {
     Ok(metrics)
 }
 
-/// One file with a number, or `max`.
-fn number(file: PathBuf) -> u64 {
-    let Ok(text) = fs::read_to_string(file) else { return 0 };
-    match text.trim() {
-        "max" => u64::MAX,
-        text => text.parse().unwrap_or(0),
+/// A cgroup's directory, opened once for all of its files. What is not there counts as nothing.
+struct Group(Option<OwnedFd>);
+
+impl Group {
+    fn open(directory: &Path) -> Self {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        Self(rustix::fs::open(directory, flags, Mode::empty()).ok())
+    }
+
+    fn text(&self, name: &str) -> String {
+        let Some(directory) = &self.0 else { return String::new() };
+        let Ok(file) =
+            rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        else {
+            return String::new();
+        };
+        let mut bytes = [0; 4096];
+        // The kernel gives such a file at once, and none is longer.
+        let len = rustix::io::read(&file, &mut bytes).unwrap_or(0);
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    }
+
+    /// One file with a number, or `max`.
+    fn number(&self, name: &str) -> u64 {
+        match self.text(name).trim() {
+            "max" => u64::MAX,
+            text => text.parse().unwrap_or(0),
+        }
+    }
+
+    fn table(&self, name: &str) -> Table {
+        Table(self.text(name))
     }
 }
 
@@ -101,10 +129,6 @@ fn number(file: PathBuf) -> u64 {
 struct Table(String);
 
 impl Table {
-    fn read(file: PathBuf) -> Self {
-        Self(fs::read_to_string(file).unwrap_or_default())
-    }
-
     fn get(&self, key: &str) -> u64 {
         let mut lines = self.0.lines().filter_map(|line| line.split_once(' '));
         lines.find(|(name, _)| *name == key).and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
@@ -112,26 +136,29 @@ impl Table {
 }
 
 /// The sizes of this machine's huge pages, as cgroups write them: `2MB`.
-fn huge_page_sizes() -> impl Iterator<Item = String> {
-    let entries = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
-        let name = entry.file_name();
-        let kib: u64 =
-            name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
-        Some(match kib {
-            kib if kib >= 1 << 20 => format!("{}GB", kib >> 20),
-            kib if kib >= 1 << 10 => format!("{}MB", kib >> 10),
-            kib => format!("{kib}KB"),
-        })
+fn huge_page_sizes() -> &'static [String] {
+    static SIZES: OnceLock<Vec<String>> = OnceLock::new();
+    SIZES.get_or_init(|| {
+        let entries = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+        let sizes = entries.filter_map(|entry| {
+            let name = entry.file_name();
+            let kib: u64 =
+                name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+            Some(match kib {
+                kib if kib >= 1 << 20 => format!("{}GB", kib >> 20),
+                kib if kib >= 1 << 10 => format!("{}MB", kib >> 10),
+                kib => format!("{kib}KB"),
+            })
+        });
+        sizes.collect()
     })
 }
 
 fn unified(path: &Path) -> ContainerMetrics {
-    let directory = directory("", path);
-    let file = |name: &str| number(directory.join(name));
-    let (cpu, memory) =
-        (Table::read(directory.join("cpu.stat")), Table::read(directory.join("memory.stat")));
-    let events = Table::read(directory.join("memory.events"));
+    let group = Group::open(&directory("", path));
+    let file = |name: &str| group.number(name);
+    let (cpu, memory) = (group.table("cpu.stat"), group.table("memory.stat"));
+    let events = group.table("memory.events");
     let entry = |prefix: &str| MemoryEntry {
         limit: file(&format!("{prefix}.max")),
         usage: file(&format!("{prefix}.current")),
@@ -139,11 +166,11 @@ fn unified(path: &Path) -> ContainerMetrics {
         failcnt: 0,
     };
     let (usage, swap) = (entry("memory"), entry("memory.swap"));
-    let hugetlb = huge_page_sizes().map(|pagesize| HugetlbMetrics {
+    let hugetlb = huge_page_sizes().iter().map(|pagesize| HugetlbMetrics {
         usage: file(&format!("hugetlb.{pagesize}.current")),
         max: file(&format!("hugetlb.{pagesize}.max")),
-        failcnt: Table::read(directory.join(format!("hugetlb.{pagesize}.events"))).get("max"),
-        pagesize,
+        failcnt: 0,
+        pagesize: pagesize.clone(),
     });
     ContainerMetrics {
         hugetlb: hugetlb.collect(),
@@ -191,37 +218,34 @@ fn unified(path: &Path) -> ContainerMetrics {
 }
 
 fn legacy(path: &Path) -> ContainerMetrics {
-    let memory = directory("memory", path);
-    let (cpu, account, pids) =
-        (directory("cpu", path), directory("cpuacct", path), directory("pids", path));
-    let stat = Table::read(memory.join("memory.stat"));
-    let throttled = Table::read(cpu.join("cpu.stat"));
-    let control = Table::read(memory.join("memory.oom_control"));
+    let [memory, cpu, account, pids, huge] = ["memory", "cpu", "cpuacct", "pids", "hugetlb"]
+        .map(|controller| Group::open(&directory(controller, path)));
+    let (stat, throttled) = (memory.table("memory.stat"), cpu.table("cpu.stat"));
+    let control = memory.table("memory.oom_control");
     let entry = |prefix: &str| MemoryEntry {
-        limit: number(memory.join(format!("{prefix}.limit_in_bytes"))),
-        usage: number(memory.join(format!("{prefix}.usage_in_bytes"))),
-        max: number(memory.join(format!("{prefix}.max_usage_in_bytes"))),
-        failcnt: number(memory.join(format!("{prefix}.failcnt"))),
+        limit: memory.number(&format!("{prefix}.limit_in_bytes")),
+        usage: memory.number(&format!("{prefix}.usage_in_bytes")),
+        max: memory.number(&format!("{prefix}.max_usage_in_bytes")),
+        failcnt: memory.number(&format!("{prefix}.failcnt")),
     };
-    let per_cpu = fs::read_to_string(account.join("cpuacct.usage_percpu")).unwrap_or_default();
-    let huge = directory("hugetlb", path);
-    let hugetlb = huge_page_sizes().map(|pagesize| HugetlbMetrics {
-        usage: number(huge.join(format!("hugetlb.{pagesize}.usage_in_bytes"))),
-        max: number(huge.join(format!("hugetlb.{pagesize}.max_usage_in_bytes"))),
-        failcnt: number(huge.join(format!("hugetlb.{pagesize}.failcnt"))),
-        pagesize,
+    let per_cpu = account.text("cpuacct.usage_percpu");
+    let hugetlb = huge_page_sizes().iter().map(|pagesize| HugetlbMetrics {
+        usage: huge.number(&format!("hugetlb.{pagesize}.usage_in_bytes")),
+        max: huge.number(&format!("hugetlb.{pagesize}.max_usage_in_bytes")),
+        failcnt: huge.number(&format!("hugetlb.{pagesize}.failcnt")),
+        pagesize: pagesize.clone(),
     });
     ContainerMetrics {
         hugetlb: hugetlb.collect(),
         pids: Some(PidsMetrics {
-            current: number(pids.join("pids.current")),
-            limit: number(pids.join("pids.max")),
+            current: pids.number("pids.current"),
+            limit: pids.number("pids.max"),
         }),
         cpu: Some(CpuMetrics {
             usage: Some(CpuUsage {
-                total: number(account.join("cpuacct.usage")),
-                kernel: number(account.join("cpuacct.usage_sys")),
-                user: number(account.join("cpuacct.usage_user")),
+                total: account.number("cpuacct.usage"),
+                kernel: account.number("cpuacct.usage_sys"),
+                user: account.number("cpuacct.usage_user"),
                 per_cpu: per_cpu.split_whitespace().filter_map(|n| n.parse().ok()).collect(),
             }),
             throttling: Some(CpuThrottling {
@@ -266,7 +290,7 @@ fn legacy(path: &Path) -> ContainerMetrics {
 /// How many of its processes the kernel has killed for want of memory.
 pub(crate) fn oom_kills(path: &Path) -> u64 {
     let file = if is_unified() { "memory.events" } else { "memory.oom_control" };
-    Table::read(directory("memory", path).join(file)).get("oom_kill")
+    Group::open(&directory("memory", path)).table(file).get("oom_kill")
 }
 
 /// The file that changes when a cgroup runs out of memory. Version 2 only.
@@ -316,7 +340,7 @@ pub(crate) fn limit_memory(path: &Path, bytes: u64) -> io::Result<()> {
 /// Memory in use, in bytes; 0 where it is not counted.
 pub(crate) fn memory_usage(path: &Path) -> u64 {
     let file = if is_unified() { "memory.current" } else { "memory.usage_in_bytes" };
-    number(directory("memory", path).join(file))
+    Group::open(&directory("memory", path)).number(file)
 }
 
 fn relative(path: &Path) -> &Path {

@@ -27,6 +27,7 @@ pub(crate) struct Bench {
     directory: TempDir,
     image: PathBuf,
     kernel_package: PathBuf,
+    kernel: String,
     kernel_args: Vec<String>,
 }
 
@@ -50,12 +51,19 @@ impl Bench {
         std::fs::copy(busybox, root.join("bin/busybox"))
             .with_context(|| format!("copy {}", busybox.display()))?;
         let image = directory.path().join("image");
-        Ok(Self { directory, image, kernel_package: package, kernel_args: kernel_args.to_vec() })
+        let kernel = kernel.release().to_owned();
+        let kernel_args = kernel_args.to_vec();
+        Ok(Self { directory, image, kernel_package: package, kernel, kernel_args })
     }
 
     fn builder(&self, name: &str, image: &Path) -> Builder {
         let builder = UtilityVm::builder(name).image(image);
         self.kernel_args.iter().fold(builder, |builder, arg| builder.kernel_arg(arg))
+    }
+
+    /// The release of the kernel that is measured with.
+    pub(crate) fn kernel(&self) -> &str {
+        &self.kernel
     }
 
     pub(crate) fn machine(&self, accel: Accel) -> Builder {

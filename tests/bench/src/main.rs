@@ -3,6 +3,7 @@
 //! Instructions are counted by QEMU (`-icount`): they repeat whatever else the machine does.
 //! Times and rates depend on it, so they are taken as ratios within one run.
 
+mod budget;
 mod counters;
 mod guest;
 mod report;
@@ -46,6 +47,12 @@ struct Arguments {
     /// Fail unless the figures meet the goals that the table names.
     #[arg(long)]
     check: bool,
+    /// Fail if a counted figure is more than 5 % above what this file has for it.
+    #[arg(long, value_name = "FILE")]
+    budget: Option<PathBuf>,
+    /// Make the counted figures the budget in this file.
+    #[arg(long, value_name = "FILE")]
+    set_budget: Option<PathBuf>,
     /// Measure only this; may be given more than once. All of it unless told.
     #[arg(long, value_enum)]
     only: Vec<Part>,
@@ -97,6 +104,14 @@ async fn main() -> Result<()> {
     println!("{report}");
     if let Some(path) = &arguments.json {
         std::fs::write(path, serde_json::to_vec_pretty(&report.to_json())?)?;
+    }
+    if let Some(path) = &arguments.set_budget {
+        budget::write(path, bench.kernel(), &report.counted())?;
+    }
+    if let Some(path) = &arguments.budget {
+        for remark in budget::check(path, bench.kernel(), &report.counted())? {
+            println!("{remark}");
+        }
     }
     match arguments.check {
         true => report.check(),

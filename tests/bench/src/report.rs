@@ -1,5 +1,6 @@
 //! The figures, beside what they are measured against.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -112,6 +113,12 @@ impl Report {
         let value = (count as f64 / took.as_secs_f64()) as u64;
         let against = Against::Reference(reference, 1.0);
         self.push(what, value, Unit::PerSecond, against, String::new());
+    }
+
+    /// The counted figures: those that repeat.
+    pub(crate) fn counted(&self) -> BTreeMap<String, u64> {
+        let counted = self.rows.iter().filter(|row| matches!(row.unit, Unit::Instructions));
+        counted.map(|row| (row.what.trim().to_owned(), row.value)).collect()
     }
 
     /// Fails with the figures that miss their goals.

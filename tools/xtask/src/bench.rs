@@ -10,6 +10,9 @@ use crate::{
     workspace::Workspace,
 };
 
+const BENCH: [&str; 7] =
+    ["run", "--release", "-p", "linkspan-bench", "--bin", "linkspan-bench", "--"];
+
 /// What is passed on.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -41,10 +44,17 @@ pub(crate) fn run(
         image::static_build(workspace).args(["-p", "linkspan-floor", "--release"]).run()
     })?;
     steps.run("measure", || {
-        let program = ["run", "--release", "-p", "linkspan-bench", "--bin", "linkspan-bench", "--"];
-        test::with_image(workspace, &program)
+        test::with_image(workspace, &BENCH)
             .env("LINKSPAN_FLOOR", workspace.floor())
             .args(&options.args)
             .run()
+    })
+}
+
+/// Holds the image that was built against the instructions that it may take.
+pub(crate) fn budget(workspace: &Workspace, steps: &mut Steps) -> anyhow::Result<()> {
+    steps.run("count instructions", || {
+        let budget = ["--only", "instructions", "--budget", "tests/bench/budget.json"];
+        test::with_image(workspace, &BENCH).args(budget).run()
     })
 }

@@ -1,7 +1,7 @@
 //! Everything that a change has to pass.
 
 use crate::{
-    check, fuzz,
+    bench, check, fuzz,
     setup::{self, Consent},
     steps::Steps,
     test,
@@ -11,7 +11,7 @@ use crate::{
 /// Seconds for each fuzz target: enough to notice what every input breaks.
 const FUZZ_SECONDS: u32 = 10;
 
-/// Check, test, and a short fuzz if this machine is ready for it.
+/// Check, test, count what it costs, and a short fuzz if this machine is ready for it.
 pub(crate) fn run(
     workspace: &Workspace,
     consent: Consent,
@@ -20,6 +20,7 @@ pub(crate) fn run(
     setup::run(setup::EVERYTHING, consent, steps)?;
     check::run(workspace, steps)?;
     test::run(workspace, &test::Options::default(), consent, steps)?;
+    bench::budget(workspace, steps)?;
     if fuzz::is_ready() {
         fuzz::run(workspace, &fuzz::Options::smoke(FUZZ_SECONDS), consent, steps)?;
     } else {

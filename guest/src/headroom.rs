@@ -79,8 +79,8 @@ impl Headroom {
             let text = format!("the reserve of {reserve} bytes is all the memory that there is");
             return Err(io::Error::other(text));
         }
+        cgroup::limit_memory(&self.pods, limit)?;
         if limit != applied {
-            cgroup::limit_memory(&self.pods, limit)?;
             self.applied.set(Some(limit));
             info!(limit, "memory of all containers");
         }

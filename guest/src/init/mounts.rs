@@ -29,8 +29,8 @@ pub(super) fn mount_all() -> io::Result<()> {
         ("devtmpfs", "/dev", nosuid | noexec, ""),
         ("proc", "/proc", all, ""),
         ("sysfs", "/sys", all, ""),
-        ("tmpfs", "/run", nodev | nosuid, "mode=0755"),
-        ("tmpfs", "/tmp", nodev | nosuid, "mode=1777"),
+        ("tmpfs", "/run", all, "mode=0755"),
+        ("tmpfs", "/tmp", all, "mode=1777"),
         ("tmpfs", "/dev/shm", all, ""),
         ("devpts", "/dev/pts", nosuid | noexec, "ptmxmode=0666,mode=0620,gid=5"),
     ] {

@@ -7,6 +7,7 @@ mod agent_crash;
 mod boot;
 mod bulk;
 mod chaos;
+mod checklist;
 mod cli;
 mod concurrency;
 mod conformance;

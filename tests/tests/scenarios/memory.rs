@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use linkspan_host::UtilityVm;
+use linkspan_host::protocol::message::{ContainerId, ModifySettings};
+use linkspan_host::protocol::resource::{ModifyType, Resource};
 use linkspan_tests::{Backend, GuestState, Vm, block_on, machine, on_both_backends};
 use serde_json::json;
 use tokio::time::timeout;
@@ -57,6 +59,11 @@ async fn the_machine_is_shared_out(vm: &Vm, limit: &str, memory_line: &str) {
         * 1024;
     let pods: u64 = text(vm, &format!("/bin/busybox cat {limit}")).await.parse().unwrap();
     assert_eq!(pods, (total - (75 << 20)) / 4096 * 4096);
+    // A host tells when the machine's memory has changed; what somebody else has changed goes.
+    text(vm, &format!("echo 100000000 > {limit}")).await;
+    let changed = ModifySettings::new(ModifyType::Update, Resource::PodCgroupMemoryLimit);
+    vm.request(&ContainerId::uvm(), &changed).await.unwrap();
+    assert_eq!(text(vm, &format!("/bin/busybox cat {limit}")).await, pods.to_string());
     // The first is pid 1; all others stem from the agent.
     for pid in &agents[1..] {
         let name = text(vm, &format!("/bin/busybox cat /proc/{pid}/comm")).await;

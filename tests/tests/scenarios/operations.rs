@@ -139,6 +139,59 @@ fn a_foreign_host_s_kernel_command_line_boots_our_agent() {
     });
 }
 
+/// What init leaves to those after it.
+#[test]
+fn a_machine_is_as_hosts_expect_it() {
+    block_on(async {
+        let mut builder = machine("expected", Backend::Qemu);
+        let line = "-- -w /bin/gcs -v4 -core-dump-location /run/core.%p";
+        for word in line.split(' ') {
+            builder = builder.kernel_arg(word);
+        }
+        let (mut host, []) = RawHost::boot(builder, []).await;
+        host.map_base().await;
+        let mut connection = host.connect().await;
+        connection.negotiate().await;
+        let script = async |connection: &mut Connection<'_>, script: &str| {
+            let script =
+                format!("for c in awk cat cp; do alias $c=\"/bin/busybox $c\"; done\n{script}");
+            connection.external(&["/bin/busybox", "sh", "-c", &script]).await.stdout
+        };
+        assert_eq!(script(&mut connection, "ulimit -Sn; ulimit -Hn").await, "1024\n1048576\n");
+        assert_eq!(
+            script(&mut connection, "cat /proc/sys/kernel/core_pattern").await,
+            "/run/core.%p\n"
+        );
+        let c = "/sys/fs/cgroup/cgroup";
+        let controllers = script(&mut connection, &format!("cat {c}.controllers")).await;
+        assert!(controllers.contains("memory") && controllers.contains("pids"), "{controllers}");
+        assert_eq!(script(&mut connection, &format!("cat {c}.subtree_control")).await, controllers);
+        let mounts = script(&mut connection, "awk '{print $2, $3, $4}' /proc/mounts").await;
+        for (path, kind, flags) in [
+            ("/dev", "devtmpfs", "nosuid noexec"),
+            ("/proc", "proc", "nosuid nodev noexec"),
+            ("/sys", "sysfs", "nosuid nodev noexec"),
+            ("/run", "tmpfs", "nosuid nodev noexec mode=755"),
+            ("/tmp", "tmpfs", "nosuid nodev noexec"),
+            ("/dev/shm", "tmpfs", "nosuid nodev noexec"),
+            ("/dev/pts", "devpts", "nosuid noexec"),
+            ("/etc", "overlay", "nosuid nodev noexec"),
+            ("/var", "overlay", "nosuid nodev"),
+            ("/run/layers/base", "ext4", "ro norecovery"),
+        ] {
+            let found =
+                mounts.lines().find_map(|line| line.strip_prefix(&format!("{path} {kind} ")));
+            let found = found.unwrap_or_else(|| panic!("no {kind} at {path}: {mounts}"));
+            for flag in flags.split(' ') {
+                assert!(found.split(',').any(|word| word == flag), "{path} {flag}: {found}");
+            }
+        }
+        let tried =
+            "for d in /etc /var; do cp /bin/busybox $d/true; $d/true; echo $d $?; done 2>/dev/null";
+        assert_eq!(script(&mut connection, tried).await, "/etc 126\n/var 0\n");
+    });
+}
+
 async fn run(connection: &mut Connection<'_>, args: &[&str]) -> u64 {
     let run = connection.run(UVM_ID, json!({"CommandArgs": args})).await;
     run.code

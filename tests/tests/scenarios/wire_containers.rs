@@ -25,6 +25,10 @@ conversations!(
     without_a_wait_nothing_is_told,
     a_notification_that_comes_due_while_away_is_told_later,
     a_wait_outlives_its_connection,
+    names_in_a_read_only_root_are_read_only,
+    no_init_runs_before_it_is_asked_for,
+    nothing_outlives_an_init_without_pids_of_its_own,
+    constraints_are_one_container_s,
 );
 
 /// How long what must not come is waited for.
@@ -282,4 +286,91 @@ async fn a_wait_outlives_its_connection(connection: &mut Connection<'_>) {
     assert_eq!(answer.body["ExitCode"], 137);
     notification_of(connection, id).await;
     connection.delete(id).await.expect_success();
+}
+
+async fn names_in_a_read_only_root_are_read_only(connection: &mut Connection<'_>) {
+    connection.negotiate().await;
+    for (read_only, options) in [(true, "ro"), (false, "rw")] {
+        let id = &unique("names");
+        let mut document = document(id, &["sleep", "1000"]);
+        document["OciSpecification"]["root"]["readonly"] = json!(read_only);
+        let pid = connection.start_from(id, document).await;
+        for name in ["hostname", "hosts", "resolv.conf"] {
+            let script = format!("grep ' /etc/{name} ' /proc/mounts | cut -d' ' -f4 | cut -d, -f1");
+            assert_eq!(connection.shell(id, &script).await, options, "{name}");
+        }
+        connection.end(id, pid).await;
+    }
+}
+
+async fn no_init_runs_before_it_is_asked_for(connection: &mut Connection<'_>) {
+    connection.negotiate().await;
+    let id = &unique("patient");
+    connection.create(id, &["sh", "-c", "echo begun > /begun; sleep 1000"]).await;
+    connection.call(MessageType::START, id, json!({})).await.expect_success();
+    let begun = format!("/bin/busybox cat /run/gcs/c/{id}/rootfs/begun");
+    let look = async |connection: &mut Connection<'_>| {
+        connection.external(&["/bin/busybox", "sh", "-c", &begun]).await.stdout
+    };
+    tokio::time::sleep(SILENCE).await;
+    assert_eq!(look(connection).await, "");
+    let pid = connection.start(id).await;
+    assert_eq!(connection.shell(id, "until cat /begun 2>/dev/null; do :; done").await, "begun");
+    end(connection, id, pid).await;
+}
+
+async fn nothing_outlives_an_init_without_pids_of_its_own(connection: &mut Connection<'_>) {
+    connection.negotiate().await;
+    let id = &unique("orphans");
+    let mut document = document(id, &["sh", "-c", "(sleep 4711 & sleep 4711 &); sleep 4711"]);
+    let namespaces = &mut document["OciSpecification"]["linux"]["namespaces"];
+    namespaces.as_array_mut().expect("a list").retain(|space| space["type"] != "pid");
+    let pid = connection.start_from(id, document).await;
+    let count = "/bin/busybox grep -lax 'sleep.4711.' /proc/[0-9]*/cmdline 2>/dev/null | /bin/busybox wc -l";
+    let begun = format!("until [ $({count}) = 3 ]; do :; done");
+    assert_eq!(connection.external(&["/bin/busybox", "sh", "-c", &begun]).await.code, 0);
+    connection.signal(id, pid, 9).await.expect_success();
+    connection.wait(id, pid).await.expect_success();
+    let ended = format!("until [ $({count}) = 0 ]; do :; done");
+    assert_eq!(connection.external(&["/bin/busybox", "sh", "-c", &ended]).await.code, 0);
+    connection.delete(id).await.expect_success();
+}
+
+/// Hosts give them in version 1's terms, whatever the guest has.
+async fn constraints_are_one_container_s(connection: &mut Connection<'_>) {
+    connection.negotiate().await;
+    let (one, other) = (&unique("bound"), &unique("free"));
+    let pid = connection.start_from(one, document(one, &["sleep", "1000"])).await;
+    let other_pid = connection.start_from(other, document(other, &["sleep", "1000"])).await;
+    let linux = json!({
+        "memory": {"limit": 64 << 20},
+        "cpu": {"shares": 512, "quota": 50_000, "period": 100_000},
+    });
+    let request = json!({"Request": {
+        "ResourceType": "ContainerConstraints", "RequestType": "Update", "Settings": {"Linux": linux},
+    }});
+    connection.call(MessageType::MODIFY_SETTINGS, one, request).await.expect_success();
+    let limits = async |connection: &mut Connection<'_>, pid: u64| {
+        let script = format!(
+            "alias awk='/bin/busybox awk' cat='/bin/busybox cat'; g=/proc/{pid}/cgroup
+            of() {{ awk -F: -v c=$1 '$2 ~ \"(^|,)\" c \"(,|$)\" {{ print $3 }}' $g; }}
+            cd /sys/fs/cgroup
+            if [ -e cgroup.controllers ]; then
+                cd .$(awk -F: '$1 == 0 {{ print $3 }}' $g) && cat memory.max cpu.max cpu.weight
+            else
+                cat memory$(of memory)/memory.limit_in_bytes
+                cd cpu$(of cpu) && cat cpu.cfs_quota_us cpu.cfs_period_us cpu.shares
+            fi"
+        );
+        let said = connection.external(&["/bin/busybox", "sh", "-c", &script]).await.stdout;
+        said.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let bound = limits(connection, pid).await;
+    // Version 2 has weights, of which 100 stands for 1024 shares.
+    let weight = if bound.last().is_some_and(|last| last == "512") { "512" } else { "59" };
+    assert_eq!(bound, ["67108864", "50000", "100000", weight]);
+    let free = limits(connection, other_pid).await;
+    assert!(free.len() == 4 && free[0] != bound[0] && free[1] != bound[1], "{free:?}");
+    connection.end(one, pid).await;
+    connection.end(other, other_pid).await;
 }

@@ -46,7 +46,7 @@ use crate::seccomp::Filter;
 use crate::stdio::{Pipes, Streams};
 use crate::storage::{blocking, remove_tree, unmount_all};
 use crate::uvm::Uvm;
-use crate::{Error, Result, cgroup};
+use crate::{Error, Result, cgroup, freezer};
 
 pub(crate) use create::create;
 pub(crate) use device_rules::DeviceRules;
@@ -169,12 +169,21 @@ impl Container {
     fn will_end_by(&self, number: i32) {
         match number {
             15 => self.ending.set(NotificationType::GracefulExit),
-            9 => self.ending.set(NotificationType::ForcedExit),
+            9 => {
+                self.ending.set(NotificationType::ForcedExit);
+                freezer::let_die(&self.cgroup);
+            }
             _ => {}
         }
     }
 
-    pub(crate) async fn update(&self, uvm: &Uvm, resources: Value) -> Result<()> {
+    pub(crate) async fn update(&self, uvm: &Uvm, mut resources: Value) -> Result<()> {
+        if let Some(frozen) = freezer::take(&mut resources)? {
+            freezer::set(&self.cgroup, frozen).await?;
+            if resources.as_object().is_none_or(serde_json::Map::is_empty) {
+                return Ok(());
+            }
+        }
         let job = Job::Update { id: self.id.clone(), resources };
         uvm.runtime.run(job, None).await.map(drop)
     }

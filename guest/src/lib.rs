@@ -23,6 +23,7 @@ mod container;
 mod dispatch;
 mod error;
 mod fault;
+mod freezer;
 mod guest_path;
 mod headroom;
 pub mod init;

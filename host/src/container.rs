@@ -102,7 +102,23 @@ impl ContainerBuilder {
         target: impl Into<String>,
         read_only: bool,
     ) -> Self {
-        self.shares.push(Share { source: source.into(), target: target.into(), read_only });
+        let (source, target) = (source.into(), target.into());
+        self.shares.push(Share { source, entry: None, target, read_only });
+        self
+    }
+
+    /// As [`share`](Self::share), but the container sees only one entry of the directory, such as a
+    /// file, which may be a mount of its own. The guest sees the whole directory, and can write to
+    /// what this host lets it write to: `read_only` is the container's alone here.
+    pub fn share_entry(
+        mut self,
+        directory: impl Into<PathBuf>,
+        entry: impl Into<String>,
+        target: impl Into<String>,
+        read_only: bool,
+    ) -> Self {
+        let (source, target) = (directory.into(), target.into());
+        self.shares.push(Share { source, entry: Some(entry.into()), target, read_only });
         self
     }
 
@@ -154,7 +170,8 @@ impl ContainerBuilder {
             undo.push(Step::Uncombine(plan.combined.clone()));
             for (number, share) in shares.iter().enumerate() {
                 let place = format!("{}/mounts/m{number}", plan.bundle);
-                let source = uvm.share(&share.source, share.read_only, place, &mut undo).await?;
+                let fixed = share.read_only && share.entry.is_none();
+                let source = uvm.share(&share.source, fixed, place, &mut undo).await?;
                 add_mount(&mut spec, share.mount(&source))?;
             }
             spec["root"]["path"] = json!(plan.combined.container_root_path);
@@ -208,6 +225,8 @@ async fn connect(uvm: &Shared, spec: &mut Value, undo: &mut Undo) -> Result<()> 
 /// A directory of this host in a container.
 struct Share {
     source: PathBuf,
+    /// The only thing in it that is shown.
+    entry: Option<String>,
     target: String,
     read_only: bool,
 }
@@ -217,6 +236,10 @@ impl Share {
     fn mount(&self, source: &str) -> Value {
         let access = if self.read_only { "ro" } else { "rw" };
         let options = ["rbind", access];
+        let source = match &self.entry {
+            Some(entry) => format!("{source}/{entry}"),
+            None => source.to_owned(),
+        };
         json!({"destination": self.target, "type": "bind", "source": source, "options": options})
     }
 }
@@ -300,7 +323,15 @@ impl Container {
     /// # Errors
     /// When the guest refuses; see [`Error::program_problem`].
     pub async fn exec(&self, spec: &ProcessSpec, stdio: Stdio) -> Result<Child> {
-        process::start(&self.uvm, &self.id, Start::Exec(spec), stdio).await
+        process::start(&self.uvm, &self.id, Start::Exec(spec.document()), stdio).await
+    }
+
+    /// As [`exec`](Self::exec), with a whole OCI process object.
+    ///
+    /// # Errors
+    /// When the guest refuses; see [`Error::program_problem`].
+    pub async fn exec_document(&self, process: Value, stdio: Stdio) -> Result<Child> {
+        process::start(&self.uvm, &self.id, Start::Exec(process), stdio).await
     }
 
     /// Pids of its processes in the guest's root namespace.
@@ -337,6 +368,28 @@ impl Container {
         let request = ModifySettings::new(ModifyType::Update, constraints.into());
         let what = || format!("update container {}", self.id);
         self.uvm.bridge.call(&self.id, &request, what).await.map(drop)
+    }
+
+    /// Holds all of its processes still; returns when they are. SIGKILL ends them all the same.
+    ///
+    /// # Errors
+    /// When the guest refuses or is gone.
+    pub async fn pause(&self) -> Result<()> {
+        self.freeze(true).await
+    }
+
+    /// Lets its processes go on after a [`pause`](Self::pause).
+    ///
+    /// # Errors
+    /// When the guest refuses or is gone.
+    pub async fn resume(&self) -> Result<()> {
+        self.freeze(false).await
+    }
+
+    /// As an OCI runtime that knows cgroup v2 takes it: the protocol has no request of its own.
+    async fn freeze(&self, frozen: bool) -> Result<()> {
+        let state = if frozen { "1" } else { "0" };
+        self.update(json!({"unified": {"cgroup.freeze": state}})).await
     }
 
     /// Asks its init to end (SIGTERM). One that has ended is no error, nor is a container that the

@@ -1,6 +1,7 @@
 //! What can go wrong, as a caller tells it apart.
 
 use std::io;
+use std::path::PathBuf;
 
 use linkspan_protocol::client::CloseReason;
 use linkspan_protocol::{CallError, Fault, HResult};
@@ -16,6 +17,20 @@ pub enum Error {
         option: &'static str,
         /// What is wrong with it, the value included, and what would be right.
         reason: String,
+    },
+    /// No boot image where one could be.
+    #[error(
+        "no boot image for the {backend} backend (it takes {needs}); looked in:{}\n\
+         make one with `cargo xtask image` or `linkspan image build`, or name one",
+        listed(.places)
+    )]
+    NoImage {
+        /// Whose.
+        backend: &'static str,
+        /// Files of an image.
+        needs: &'static str,
+        /// Where none of them is.
+        places: Vec<PathBuf>,
     },
     /// The guest refused.
     #[error("{what}: {fault}")]
@@ -81,6 +96,10 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+}
+
+fn listed(places: &[PathBuf]) -> String {
+    places.iter().map(|place| format!("\n  {}", place.display())).collect()
 }
 
 fn console_text(console: &str) -> String {

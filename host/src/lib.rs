@@ -36,19 +36,27 @@
 //! | `layers` | [`Layers`]; the plan of a container's root, as data |
 //! | `attachments` | which layers are attached where and for how many, as data |
 //! | `storage` | carries it out: each layer is attached and mounted once, for all |
+//! | `layer_cache` | images of directories that never change |
 //! | `verity` | root hashes that a caller pins |
 //! | `bridge` | the protocol's client over the guest's connections |
 //! | `network` | the user network of a machine under QEMU |
+//! | [`relay`] | moves bytes between a process's streams and files |
+//! | [`boot_image`] | where boot images lie |
+//! | [`doctor`] | whether this machine has what is needed |
 //! | `undo` | steps back: rollback, and teardown |
 //! | [`vmm`] | the seam to what runs the machine: QEMU, or namespaces of this kernel |
 
 mod attachments;
+pub mod boot_image;
 mod bridge;
 mod container;
+pub mod doctor;
 mod error;
+mod layer_cache;
 mod layers;
 mod network;
 mod process;
+pub mod relay;
 mod resume;
 mod spec;
 mod storage;
@@ -60,6 +68,7 @@ pub mod vmm;
 pub use container::{Container, ContainerBuilder};
 pub use error::{Error, ProgramProblem};
 pub use hyperv_socket::Stream;
+pub use layer_cache::LayerCache;
 pub use layers::{DEFAULT_SCRATCH_MIB, LayerProgress, Layers};
 pub use linkspan_protocol as protocol;
 pub use network::{PortForward, Transport};

@@ -12,6 +12,7 @@ use linkspan_protocol::message::{
     WaitForProcessResponse,
 };
 use linkspan_protocol::{HResult, JsonString};
+use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
@@ -246,8 +247,8 @@ async fn drain(stream: Option<Stream>) -> Result<Vec<u8>> {
 pub(crate) enum Start<'a> {
     /// A container's init; its output is to `resume` over lost connections.
     Init { resume: bool },
-    /// A further process in a container.
-    Exec(&'a ProcessSpec),
+    /// A further process in a container, an OCI process object.
+    Exec(Value),
     /// A process in the utility VM's root.
     External(&'a ProcessSpec),
 }
@@ -275,9 +276,12 @@ pub(crate) async fn start(
     };
     let what = match start {
         Start::Init { .. } => format!("start container {container}"),
-        Start::Exec(spec) => {
-            parameters.oci_process = Some(spec.document());
-            format!("run {:?} in container {container}", spec.args.join(" "))
+        Start::Exec(document) => {
+            let args = document["args"].as_array().into_iter().flatten();
+            let args: Vec<&str> = args.filter_map(Value::as_str).collect();
+            let what = format!("run {:?} in container {container}", args.join(" "));
+            parameters.oci_process = Some(document);
+            what
         }
         Start::External(spec) => {
             parameters.command_args = spec.args.clone();
@@ -440,7 +444,7 @@ impl<'a> Command<'a> {
         });
         let which = match container.is_uvm() {
             true => Start::External(&spec),
-            false => Start::Exec(&spec),
+            false => Start::Exec(spec.document()),
         };
         start(uvm, &container, which, stdio).await
     }

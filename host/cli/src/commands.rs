@@ -3,6 +3,7 @@
 pub(crate) mod completions;
 pub(crate) mod conform;
 pub(crate) mod decode;
+pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod image;
 pub(crate) mod images;

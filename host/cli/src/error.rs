@@ -1,7 +1,6 @@
 //! What can go wrong, and how it is said.
 
 use std::io;
-use std::path::PathBuf;
 
 use linkspan_host::ProgramProblem;
 use serde::{Deserialize, Serialize};
@@ -13,13 +12,6 @@ pub(crate) enum Error {
     /// Something on the command line or in the environment.
     #[error("{field}: {reason}")]
     Input { field: &'static str, reason: String },
-    /// No boot image where one could be.
-    #[error(
-        "no boot image for the {backend} backend (it takes {needs}); looked in:{}\n\
-         make one with `cargo xtask image` or `linkspan image build`, or name one with --image",
-        listed(.places)
-    )]
-    NoImage { backend: &'static str, needs: &'static str, places: Vec<PathBuf> },
     /// The library.
     #[error(transparent)]
     Host(#[from] linkspan_host::Error),
@@ -115,10 +107,6 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T, Error> {
         self.map_err(|error| Error::Io { what: what(), source: error.into() })
     }
-}
-
-fn listed(places: &[PathBuf]) -> String {
-    places.iter().map(|place| format!("\n  {}", place.display())).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! |---------------|------------------------------------------------------------------------|
 //! | `commands`    | the subcommands                                                        |
 //! | `options`     | options that several of them share                                     |
-//! | `boot_image`  | where boot images lie                                                  |
 //! | `attend`      | a process in the guest as if it ran here, by `relay` (streams), `signals`, `terminal` |
 //! | `children`    | the ends of this process's children                                    |
 //! | `images`      | what a container's root is: an image of the store, a registry, a file    |
@@ -15,7 +14,6 @@
 //! | `error`       | what can go wrong; `output`, `progress`: what people see               |
 
 mod attend;
-mod boot_image;
 mod children;
 mod client;
 mod commands;
@@ -71,6 +69,7 @@ enum Command {
     Rm(commands::rm::Rm),
     Stats(commands::stats::Stats),
     Uvm(commands::uvm::Uvm),
+    Doctor(commands::doctor::Doctor),
     Image(commands::image::Image),
     Layer(commands::layer::Layer),
     Conform(Box<commands::conform::Conform>),
@@ -140,6 +139,7 @@ fn run(cli: Cli) -> Result<u32, Error> {
             Command::Rm(rm) => rm.run(&global).await,
             Command::Stats(stats) => stats.run(&global).await,
             Command::Uvm(uvm) => uvm.run(&global).await,
+            Command::Doctor(doctor) => doctor.run(&global).await,
             Command::Image(image) => image.run(&global),
             Command::Layer(layer) => layer.run(&global),
             Command::Conform(conform) => conform.run(&global).await,

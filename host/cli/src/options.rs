@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum, value_parser};
-use linkspan_host::{Accel, Backend, Builder, ProcessSpec, UtilityVm};
+use linkspan_host::{Accel, Backend, Builder, ProcessSpec, UtilityVm, boot_image};
 use linkspan_image::ProcessDefaults;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error};
-use crate::{boot_image, signals, terminal};
+use crate::{signals, terminal};
 
 /// Options of every subcommand.
 #[derive(Args, Clone, Debug)]
@@ -33,6 +33,15 @@ pub(crate) enum Vmm {
     Qemu,
     /// No machine: the guest agent in namespaces of this kernel; takes root
     Loopback,
+}
+
+impl From<Vmm> for Backend {
+    fn from(vmm: Vmm) -> Self {
+        match vmm {
+            Vmm::Qemu => Self::Qemu,
+            Vmm::Loopback => Self::Loopback,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -97,7 +106,7 @@ impl VmOptions {
     /// Finds the boot image and makes every path absolute, so that another process with another
     /// directory and environment reads the same from it.
     pub(crate) fn resolve(mut self) -> Result<Self, Error> {
-        let image = boot_image::find(self.image.as_deref(), self.vmm)?;
+        let image = boot_image::find(self.image.as_deref(), self.vmm.into())?;
         self.image = Some(absolute(image)?);
         Ok(self)
     }
@@ -105,10 +114,7 @@ impl VmOptions {
     /// The machine, from resolved options.
     pub(crate) fn builder(&self, name: &str) -> Builder {
         let mut builder = UtilityVm::builder(name)
-            .backend(match self.vmm {
-                Vmm::Qemu => Backend::Qemu,
-                Vmm::Loopback => Backend::Loopback,
-            })
+            .backend(self.vmm.into())
             .memory_mib(self.memory_mib)
             .cpus(self.cpus)
             .accel(match self.accel {

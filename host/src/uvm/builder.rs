@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use linkspan_protocol::message::{ContainerId, Create, Start, UvmDocument};
 use linkspan_protocol::port;
+use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::UtilityVm;
@@ -25,7 +26,8 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 const SOCKET_PATH: usize = 107;
 
 /// What runs the machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// A virtual machine under QEMU.
     #[default]

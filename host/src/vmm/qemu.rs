@@ -15,10 +15,12 @@
 //! | `disks`     | attaching and detaching                                         |
 //! | `pmem`      | attaching persistent memory                                     |
 //! | `shares`    | sharing directories                                             |
+//! | `doctor`    | what this machine has of all that                               |
 
 mod arguments;
 mod console;
 mod disks;
+mod doctor;
 mod error;
 mod kvm;
 mod options;
@@ -43,6 +45,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+pub(crate) use doctor::examine;
 pub(crate) use error::QemuError;
 pub use options::Accel;
 pub(crate) use options::QemuOptions;

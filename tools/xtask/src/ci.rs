@@ -1,7 +1,7 @@
 //! Everything that a change has to pass.
 
 use crate::{
-    bench, check, fuzz,
+    bench, check, containerd, fuzz,
     setup::{self, Consent},
     steps::Steps,
     test,
@@ -11,7 +11,8 @@ use crate::{
 /// Seconds for each fuzz target: enough to notice what every input breaks.
 const FUZZ_SECONDS: u32 = 10;
 
-/// Check, test, count what it costs, and a short fuzz if this machine is ready for it.
+/// Check, test, containers under containerd, count what it costs, and a short fuzz if this machine is
+/// ready for it.
 pub(crate) fn run(
     workspace: &Workspace,
     consent: Consent,
@@ -20,6 +21,7 @@ pub(crate) fn run(
     setup::run(setup::EVERYTHING, consent, steps)?;
     check::run(workspace, steps)?;
     test::run(workspace, &test::Options::default(), consent, steps)?;
+    containerd::run(workspace, &containerd::Options::default_checks(), consent, steps)?;
     bench::budget(workspace, steps)?;
     if fuzz::is_ready() {
         fuzz::run(workspace, &fuzz::Options::smoke(FUZZ_SECONDS), consent, steps)?;

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod ci;
+mod containerd;
 mod demo;
 mod fuzz;
 mod image;
@@ -50,7 +51,9 @@ enum Verb {
     Soak(soak::Options),
     /// Measure
     Bench(bench::Options),
-    /// What continuous integration runs: check, test, and a short fuzz
+    /// Run containers under a real containerd, with our shim and the stock one
+    Containerd(containerd::Options),
+    /// What continuous integration runs: check, test, containerd, and a short fuzz
     Ci,
 }
 
@@ -87,6 +90,7 @@ fn run(arguments: &Arguments, steps: &mut Steps) -> anyhow::Result<()> {
         Verb::Check => check::run(&workspace, steps),
         Verb::Fuzz(options) => fuzz::run(&workspace, options, consent, steps),
         Verb::Soak(options) => soak::run(&workspace, options, consent, steps),
+        Verb::Containerd(options) => containerd::run(&workspace, options, consent, steps),
         Verb::Bench(options) => bench::run(&workspace, options, consent, steps),
         Verb::Ci => ci::run(&workspace, consent, steps),
     }

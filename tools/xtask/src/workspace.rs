@@ -52,6 +52,16 @@ impl Workspace {
         self.target.join("linkspan/rootfs")
     }
 
+    /// Where what is fetched and made for tests is put.
+    pub(crate) fn linkspan(&self) -> PathBuf {
+        self.target.join("linkspan")
+    }
+
+    /// A program of a release build, or with an empty name the directory of them all.
+    pub(crate) fn release(&self, name: &str) -> PathBuf {
+        self.target.join("release").join(name)
+    }
+
     /// Where fuzzing builds are put, which share nothing with the others.
     pub(crate) fn fuzz_target(&self) -> PathBuf {
         self.target.join("fuzz")
@@ -118,9 +128,20 @@ impl Program {
         self
     }
 
+    /// Adds a flag with its value.
+    pub(crate) fn arg(self, flag: &str, value: impl AsRef<OsStr>) -> Self {
+        self.args([OsStr::new(flag), value.as_ref()])
+    }
+
     /// Sets a variable.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Runs it in another directory.
+    pub(crate) fn within(mut self, directory: &Path) -> Self {
+        self.command.current_dir(directory);
         self
     }
 

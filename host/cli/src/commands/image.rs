@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use linkspan_host::boot_image;
 use linkspan_initrd::{
     BootFile, Compression, ForeignAgent, GROUPS, ImageBuilder, KernelPackage, Modules,
     PackageCache, source_date_epoch,
@@ -14,8 +15,8 @@ use serde_json::{Value, json};
 use crate::commands::images;
 use crate::error::{Context, Error};
 use crate::options::Global;
+use crate::output;
 use crate::progress::Progress;
-use crate::{boot_image, output};
 
 /// Container images: pull, import, list; and the boot image: build
 #[derive(Args, Debug)]

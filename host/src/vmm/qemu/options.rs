@@ -5,13 +5,16 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::arguments::Accelerator;
 use super::error::QemuError;
 use super::{kvm, pmem, shares};
 use crate::network::UserNetwork;
 
 /// What runs the guest's instructions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Accel {
     /// KVM if it works, which is tried out once per boot of the host, otherwise TCG.
     #[default]
@@ -160,7 +163,7 @@ fn readable(what: &'static str, path: &mut PathBuf) -> Result<(), QemuError> {
 }
 
 /// QEMU in a search path.
-fn find_in(path: &std::ffi::OsStr) -> Option<PathBuf> {
+pub(super) fn find_in(path: &std::ffi::OsStr) -> Option<PathBuf> {
     use rustix::fs::{Access, access};
     std::env::split_paths(path)
         .filter(|directory| directory.is_absolute())

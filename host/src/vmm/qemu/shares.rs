@@ -30,6 +30,11 @@ pub(super) const MOST: u32 = 16;
 const PROGRAMS: [&str; 3] =
     ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/libexec/qemu/virtiofsd"];
 
+/// The daemon, if there is one.
+pub(super) fn program() -> Option<PathBuf> {
+    PROGRAMS.iter().map(PathBuf::from).find(|program| program.is_file())
+}
+
 /// The shares of one machine.
 #[derive(Debug, Clone)]
 pub(super) struct Shares {
@@ -51,8 +56,7 @@ impl Shares {
         if !found.is_dir() {
             return Err(problem("it is no directory".to_owned()));
         }
-        let program = PROGRAMS.iter().map(PathBuf::from).find(|program| program.is_file());
-        let program = program.ok_or_else(|| {
+        let program = program().ok_or_else(|| {
             let packages = "virtiofsd, or qemu-system-common before Debian 13";
             problem(format!("there is no virtiofsd here (Debian's package {packages})"))
         })?;

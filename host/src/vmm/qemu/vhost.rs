@@ -27,6 +27,11 @@ const DEVICE: &str = "/dev/vhost-vsock";
 /// Context ids to look for a free one among, away from the low ones that people choose by hand.
 const CIDS: std::ops::Range<u32> = 0x4c53_0000..0x4c53_1000;
 
+/// Whether the device opens.
+pub(super) fn is_there() -> bool {
+    File::options().read(true).write(true).open(DEVICE).is_ok()
+}
+
 /// A context id of this host, taken as long as this lives.
 #[derive(Debug)]
 pub(super) struct KernelVsock {

@@ -3,34 +3,37 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use crate::error::Error;
-use crate::options::Vmm;
+use crate::{Backend, Error, Result};
 
-/// The directory of a boot image that suits the backend.
-pub(crate) fn find(named: Option<&Path>, vmm: Vmm) -> Result<PathBuf, Error> {
+/// The directory of a boot image that suits the backend: the one that was named, or the first of
+/// those where they usually are.
+///
+/// # Errors
+/// [`Error::NoImage`] says where it was looked for, and what an image has to hold.
+pub fn find(named: Option<&Path>, backend: Backend) -> Result<PathBuf> {
     let places = match named {
         Some(path) => vec![path.to_owned()],
         None => places(|name| env::var_os(name).map(PathBuf::from), env::current_exe().ok()),
     };
-    let suits = |place: &&PathBuf| match vmm {
-        Vmm::Qemu => {
+    let suits = |place: &&PathBuf| match backend {
+        Backend::Qemu => {
             let kernel = ["vmlinux", "vmlinuz"].iter().any(|name| place.join(name).is_file());
             kernel && place.join("initrd").is_file()
         }
-        Vmm::Loopback => place.join("agent").is_file(),
+        Backend::Loopback => place.join("agent").is_file(),
     };
     if let Some(place) = places.iter().find(suits) {
         return Ok(place.clone());
     }
-    let (backend, needs) = match vmm {
-        Vmm::Qemu => ("qemu", "vmlinux or vmlinuz, and initrd"),
-        Vmm::Loopback => ("loopback", "agent"),
+    let (backend, needs) = match backend {
+        Backend::Qemu => ("qemu", "vmlinux or vmlinuz, and initrd"),
+        Backend::Loopback => ("loopback", "agent"),
     };
     Err(Error::NoImage { backend, needs, places })
 }
 
 /// Where images are put unless told otherwise.
-pub(crate) fn default_directory() -> Option<PathBuf> {
+pub fn default_directory() -> Option<PathBuf> {
     user_directory(|name| env::var_os(name).map(PathBuf::from))
 }
 
@@ -81,7 +84,7 @@ mod tests {
     #[test]
     fn an_image_that_was_named_is_the_only_one_looked_at() {
         let empty = tempfile::tempdir().unwrap();
-        let error = find(Some(empty.path()), Vmm::Loopback).unwrap_err();
+        let error = find(Some(empty.path()), Backend::Loopback).unwrap_err();
         assert!(matches!(error, Error::NoImage { places, .. } if places == [empty.path()]));
     }
 }

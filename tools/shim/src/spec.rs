@@ -2,7 +2,7 @@
 //!
 //! | of the host's                              | in the guest                                     |
 //! |--------------------------------------------|--------------------------------------------------|
-//! | paths of namespaces                        | none: the guest knows a pod's; those of processes in it (`/proc/PID/ns/…` of a pod) stay |
+//! | paths of namespaces                        | none, but those of a pod's processes (`/proc/PID/ns/…`) |
 //! | no network namespace (the host's network)  | the utility VM's own network                     |
 //! | no host name                               | this host's                                      |
 //! | hooks, AppArmor and SELinux labels         | none: they are this kernel's                     |
@@ -122,8 +122,10 @@ pub(crate) fn adapt_process(process: &mut Map<String, Value>) {
 fn adapt_namespaces(linux: &mut Map<String, Value>, kind: Kind) -> bool {
     let namespaces = linux.get_mut("namespaces").and_then(Value::as_array_mut);
     for namespace in namespaces.into_iter().flatten().filter_map(Value::as_object_mut) {
-        let of_pod = kind == Kind::Workload && namespace.get("type") == Some(&json!("pid"));
-        if !of_pod {
+        // A process that containerd knows of is one of the guest's.
+        let path = namespace.get("path").and_then(Value::as_str).unwrap_or_default();
+        let of_network = namespace.get("type") == Some(&json!("network"));
+        if kind != Kind::Workload || of_network || !path.starts_with("/proc/") {
             namespace.remove("path");
         }
     }

@@ -1,5 +1,6 @@
 //! Our shim under a real containerd.
 
+mod example;
 mod packages;
 
 use std::ffi::OsString;
@@ -71,6 +72,7 @@ pub(crate) fn run(
     })?;
     let suite = options.version.suite();
     let binaries = steps.run("get containerd", || packages::get(workspace, suite))?;
+    steps.run("run a bundle with a runtime in one file", || example::run(workspace))?;
     steps.run("run containers under containerd", || {
         Program::new(workspace.release("linkspan-containerd"))
             .arg("--containerd", &binaries)

@@ -62,6 +62,11 @@ impl Workspace {
         self.target.join("release").join(name)
     }
 
+    /// A program of a build for tests.
+    pub(crate) fn debug(&self, name: &str) -> PathBuf {
+        self.target.join("debug").join(name)
+    }
+
     /// Where fuzzing builds are put, which share nothing with the others.
     pub(crate) fn fuzz_target(&self) -> PathBuf {
         self.target.join("fuzz")

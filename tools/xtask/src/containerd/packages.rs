@@ -41,7 +41,7 @@ pub(crate) fn get(workspace: &Workspace, suite: &str) -> anyhow::Result<PathBuf>
     fs::create_dir_all(&binaries).with_context(|| format!("cannot make {}", binaries.display()))?;
     for program in PROGRAMS {
         let found =
-            ["usr/bin", "usr/sbin"].map(|place| work.join("root").join(place).join(program));
+            ["usr/sbin", "usr/bin"].map(|place| work.join("root").join(place).join(program));
         let Some(found) = found.iter().find(|path| path.is_file()) else {
             bail!("{suite}'s packages hold no {program}");
         };

@@ -102,6 +102,14 @@ pub(crate) mod message {
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct Update {
+        #[prost(string, tag = "1")]
+        pub(crate) container: String,
+        #[prost(message, optional, tag = "2")]
+        pub(crate) linux: Option<Resources>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
     pub(crate) struct LinuxContainer {
         #[prost(message, optional, tag = "1")]
         pub(crate) resources: Option<Resources>,

@@ -152,6 +152,13 @@ fn in_pod(
     let usage = stats.stats.and_then(|stats| Some(stats.memory?.value?.value));
     ensure!(usage.is_some_and(|bytes| bytes > 0), "no figures: {usage:?}");
 
+    let limit = || exec(&other, "cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.max");
+    ensure!(limit()? == "67108864\n", "the limit of its creation does not hold");
+    let linux = Some(cri::Resources { memory_limit_in_bytes: 96 << 20 });
+    let update = cri::Update { container: other.id.clone(), linux };
+    let _: cri::Nothing = client.call("UpdateContainerResources", update)?;
+    ensure!(limit()? == "100663296\n", "a changed limit does not hold");
+
     // One that takes more memory than it may is killed; the other does not notice.
     let killed = start("hungry", "exec tail /dev/zero", 32 << 20)?;
     let mut last = cri::Status::default();

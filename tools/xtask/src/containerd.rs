@@ -20,6 +20,9 @@ pub(crate) struct Options {
     /// Which containerd: each wants another answer from a shim
     #[arg(long, value_enum, default_value_t)]
     version: Version,
+    /// Build the shim with optimisation, as figures want it: `--release -- --figures`
+    #[arg(long)]
+    release: bool,
     /// For the program that makes the checks (`-- --help`); words choose among them
     #[arg(last = true)]
     args: Vec<OsString>,
@@ -28,7 +31,7 @@ pub(crate) struct Options {
 impl Options {
     /// What continuous integration runs.
     pub(crate) fn default_checks() -> Self {
-        Self { version: Version::default(), args: Vec::new() }
+        Self { version: Version::default(), release: false, args: Vec::new() }
     }
 }
 
@@ -65,18 +68,30 @@ pub(crate) fn run(
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
     prepare::run(workspace, consent, steps)?;
+    let (profile, built) = match options.release {
+        true => ("release", workspace.release("")),
+        false => ("dev", workspace.debug("")),
+    };
     steps.run("build the shim", || {
         workspace
-            .cargo(["build", "--release", "-p", "linkspan-shim", "-p", "linkspan-containerd"])
+            .cargo([
+                "build",
+                "--profile",
+                profile,
+                "-p",
+                "linkspan-shim",
+                "-p",
+                "linkspan-containerd",
+            ])
             .run()
     })?;
     let suite = options.version.suite();
     let binaries = steps.run("get containerd", || packages::get(workspace, suite))?;
     steps.run("run a bundle with a runtime in one file", || example::run(workspace))?;
     steps.run("run containers under containerd", || {
-        Program::new(workspace.release("linkspan-containerd"))
+        Program::new(built.join("linkspan-containerd"))
             .arg("--containerd", &binaries)
-            .arg("--shim", workspace.release(""))
+            .arg("--shim", &built)
             .arg("--image", workspace.image())
             .arg("--rootfs", workspace.rootfs())
             .args(&options.args)

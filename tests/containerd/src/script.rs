@@ -57,7 +57,9 @@ fn input(ctr: &Ctr) -> Result<String> {
 fn layers(ctr: &Ctr) -> Result<String> {
     let script = "cd /srv && for f in *; do echo $f $(cat $f); done; ls /opt; cat /proc/1/comm; \
                   echo x > /srv/written && cat /srv/written; id; pwd";
-    Ok(shell(ctr, &[], script)?.to_string())
+    let outcome = shell(ctr, &[], script)?;
+    ensure!(outcome.code == Some(0) && outcome.stdout.contains("changed upper"), "{outcome}");
+    Ok(outcome.to_string())
 }
 
 fn process(ctr: &Ctr) -> Result<String> {
@@ -201,6 +203,7 @@ fn shared(ctr: &Ctr) -> Result<String> {
     let flags = ["--mount", &writable, "--mount", &fixed];
     let script = "cat /rw/here /file; echo back > /rw/there; echo x > /file; ls /rw; ls -A /file";
     let outcome = shell(ctr, &flags, script)?;
+    ensure!(outcome.stdout.starts_with("of this host\nof this host\n"), "{outcome}");
     let written = std::fs::read_to_string(place.path().join("there")).unwrap_or_default();
     Ok(format!("{outcome}\nwritten {written:?}"))
 }

@@ -15,6 +15,9 @@ use crate::workspace::{Program, Workspace, output};
 /// What is needed to run containers, the stock way and ours.
 const PACKAGES: [&str; 2] = ["containerd", "runc"];
 
+/// Whose runc runs everywhere.
+const RUNC_SUITE: &str = "bookworm";
+
 /// Programs of those packages.
 const PROGRAMS: [&str; 4] = ["containerd", "ctr", "containerd-shim-runc-v2", "runc"];
 
@@ -40,6 +43,12 @@ pub(crate) fn get(workspace: &Workspace, suite: &str) -> anyhow::Result<PathBuf>
     unpack(&work)?;
     fs::create_dir_all(&binaries).with_context(|| format!("cannot make {}", binaries.display()))?;
     for program in PROGRAMS {
+        // A newer runc asks for a newer libc; a newer containerd does not mind an older runc.
+        if program == "runc" && suite != RUNC_SUITE {
+            let runc = get(workspace, RUNC_SUITE)?.join("runc");
+            symlink(runc, binaries.join(program)).context("cannot link runc")?;
+            continue;
+        }
         let found =
             ["usr/sbin", "usr/bin"].map(|place| work.join("root").join(place).join(program));
         let Some(found) = found.iter().find(|path| path.is_file()) else {

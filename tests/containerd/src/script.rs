@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::BufRead;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::ctr::{Ctr, Outcome};
 
@@ -120,17 +120,26 @@ fn pause(ctr: &Ctr) -> Result<String> {
     let mut seen = String::new();
     let script = "while :; do echo x >> /tmp/ticks; sleep 0.02; done";
     ctr.detached(&[], "stays", &["sh", "-c", script])?;
-    let count =
-        |id: &str| ctr.exec(&["--exec-id", id], "stays", &["sh", "-c", "wc -l < /tmp/ticks"]);
+    // A quick exec's output can be lost under the stock runtime: it is asked again then.
+    let count = |id: &str| -> Result<u64> {
+        for attempt in 0..5 {
+            let (id, script) = (format!("{id}{attempt}"), "wc -l < /tmp/ticks");
+            let counted = ctr.exec(&["--exec-id", &id], "stays", &["sh", "-c", script])?;
+            if let Ok(count) = counted.succeeded()?.trim().parse() {
+                return Ok(count);
+            }
+        }
+        bail!("nobody counts")
+    };
     ctr.run(&["task", "pause", "stays"])?.succeeded()?;
     writeln!(seen, "{}", ctr.state("stays")?)?;
     let refused = ctr.exec(&["--exec-id", "p"], "stays", &["true"])?;
     writeln!(seen, "exec while paused: {:?}", refused.code)?;
     ctr.run(&["task", "resume", "stays"])?.succeeded()?;
     writeln!(seen, "{}", ctr.state("stays")?)?;
-    let before: u64 = count("a")?.succeeded()?.trim().parse()?;
+    let before = count("a")?;
     std::thread::sleep(std::time::Duration::from_millis(500));
-    let after: u64 = count("b")?.succeeded()?.trim().parse()?;
+    let after = count("b")?;
     writeln!(seen, "goes on: {}", after > before)?;
     ctr.run(&["task", "pause", "stays"])?.succeeded()?;
     writeln!(seen, "killed while paused: {:?}", ctr.end("stays", "SIGKILL")?)?;

@@ -20,8 +20,9 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-pub(crate) use self::events::DeviceEvents;
+pub(crate) use self::events::{BlockingDeviceEvents, DeviceEvents};
 use self::sysfs::Sysfs;
+use super::blocking;
 use crate::error::Context;
 use crate::{Error, Result};
 
@@ -46,6 +47,11 @@ impl std::fmt::Display for DiskAddress {
 
 /// How long a device may take to appear. Hosts attach it before they ask for it.
 const APPEARANCE: Duration = Duration::from_secs(10);
+
+/// How long the kernel has to find a disk by itself. It takes the host's words that one has gone and
+/// that one has come on several processors at once: under load the first can be worked on last, and
+/// takes away the disk that came.
+const UNASKED: Duration = Duration::from_secs(2);
 
 /// How devices are found.
 #[derive(Clone, Debug)]
@@ -72,7 +78,12 @@ impl Devices {
             }
             Self::Sysfs => {
                 let look = || Ok(Sysfs::SYSTEM.disk(address).filter(|device| is_live(device)));
-                appear(&address, look).await
+                let unasked = appear(&address, look);
+                if let Ok(found) = tokio::time::timeout(UNASKED, unasked).await {
+                    return found;
+                }
+                blocking(move || Sysfs::SYSTEM.rescan(address)).await?;
+                appear_within(APPEARANCE - UNASKED, &address, look).await
             }
         }
     }

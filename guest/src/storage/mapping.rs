@@ -13,14 +13,14 @@ use linkspan_guest_sys::{DeviceMapper, Target};
 use nix::errno::Errno;
 use tracing::warn;
 
+use super::devices::BlockingDeviceEvents;
 use crate::error::Context;
 use crate::{Error, Result};
 
 pub(super) const SECTOR: u64 = 512;
 
-/// How long a device that is to go may take, and how often it is looked again.
+/// How long a device that is to go may take.
 const HOLD: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(5);
 
 /// All devices of ours begin so.
 const PREFIX: &str = "dm-";
@@ -53,16 +53,26 @@ impl Mapping {
         let mapper = mapper(modules)?;
         let target = Target { kind, sectors: size / SECTOR, parameters, read_only };
         let begun = Instant::now();
+        let mut events = None;
         let made = loop {
             match mapper.create(&name, target) {
-                // A starting container still has a copy of the last mount. There is no word of the
-                // kernel's when that goes.
+                // A starting container still has a copy of the last mount. The kernel tells when the
+                // device goes, which is after its name has become free.
                 Err(error)
                     if error.raw_os_error() == Some(Errno::EBUSY as i32)
                         && begun.elapsed() < HOLD
                         && mapper.is_leaving(&name).unwrap_or(true) =>
                 {
-                    std::thread::sleep(LOOK);
+                    let hear = || "hear of devices".to_owned();
+                    match &events {
+                        // It may have gone before there was somebody to hear of it.
+                        None => {
+                            events = Some(BlockingDeviceEvents::subscribe().context(hear)?);
+                        }
+                        Some(events) => {
+                            events.wait(HOLD.saturating_sub(begun.elapsed())).context(hear)?;
+                        }
+                    }
                 }
                 made => break made,
             }

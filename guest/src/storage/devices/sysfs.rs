@@ -10,6 +10,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::error::Context;
 use crate::storage::devices::DiskAddress;
 use crate::{Error, Result};
 
@@ -90,6 +91,14 @@ impl Sysfs<'_> {
             return Err(Error::Argument { field: "Controller", reason });
         };
         Ok(self.at("bus/scsi/devices").join(format!("{host}:0:0:{lun}")))
+    }
+
+    /// Has the kernel look for a disk.
+    pub(super) fn rescan(&self, address: DiskAddress) -> Result<()> {
+        let DiskAddress { controller, lun, .. } = address;
+        let Some(host) = self.scsi_host(controller) else { return Ok(()) };
+        let scan = self.at(&format!("class/scsi_host/host{host}/scan"));
+        fs::write(scan, format!("0 0 {lun}\n")).context(|| format!("look for {address}"))
     }
 
     /// The kernel's number of a controller.

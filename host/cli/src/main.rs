@@ -155,7 +155,7 @@ fn run(cli: Cli) -> Result<u32, Error> {
     outcome
 }
 
-fn tell(report: &Report, global: &Global) {
+pub(crate) fn tell(report: &Report, global: &Global) {
     let mut stderr = io::stderr().lock();
     // With nobody to tell, the exit code says it.
     let _ = match (global.json, serde_json::to_string(report)) {

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io::{self, Read};
 use std::rc::Rc;
 
-use crate::builder::{LayerBuilder, no_entries};
+use crate::collect::{Collector, Contents, no_entries};
 use crate::compression;
 use crate::copy::{ByteSource, CopyError};
 use crate::error::{Error, Problem};
@@ -17,10 +17,14 @@ const XATTR_KEY: &[u8] = b"SCHILY.xattr.";
 const TRAILER: u64 = 16 << 20;
 
 /// Adds all members of an archive.
-pub(crate) fn add(builder: &mut LayerBuilder<'_>, reader: impl Read) -> Result<(), Error> {
+pub(crate) fn add<C: Contents>(
+    collector: &mut Collector<'_, C>,
+    reader: impl Read,
+) -> Result<(), Error> {
     let consumed = Rc::new(Cell::new(0));
     let counted = Counted { inner: reader, consumed: Rc::clone(&consumed) };
-    let decoder = compression::decoder(counted).map_err(|cause| builder.archive_error(0, cause))?;
+    let decoder =
+        compression::decoder(counted).map_err(|cause| collector.archive_error(0, cause))?;
     let mut stream = TarStream::new(decoder);
     let mut reported = 0;
     let mut count = |_| {
@@ -29,30 +33,30 @@ pub(crate) fn add(builder: &mut LayerBuilder<'_>, reader: impl Read) -> Result<(
     };
     loop {
         let member = stream.next().map_err(|fault| match fault {
-            Fault::Archive(cause) => builder.archive_error(stream.offset(), cause),
-            Fault::Member(name, problem) => builder.entry_error(&name, problem),
+            Fault::Archive(cause) => collector.archive_error(stream.offset(), cause),
+            Fault::Member(name, problem) => collector.entry_error(&name, problem),
         })?;
         let Some(member) = member else { break };
         let path = member.path.clone();
-        add_member(builder, &mut stream, member, &mut count).map_err(|error| match error {
+        add_member(collector, &mut stream, member, &mut count).map_err(|error| match error {
             CopyError::Image(error) => error,
             CopyError::Content(Problem::Read(cause)) => {
-                builder.archive_error(stream.offset(), cause)
+                collector.archive_error(stream.offset(), cause)
             }
-            CopyError::Content(problem) => builder.entry_error(&path, problem),
+            CopyError::Content(problem) => collector.entry_error(&path, problem),
         })?;
-        builder.count_bytes(count(0));
-        builder.count_entry();
+        collector.count_bytes(count(0));
+        collector.count_entry();
     }
     let offset = stream.offset();
     io::copy(&mut stream.into_inner().take(TRAILER), &mut io::sink())
-        .map_err(|cause| builder.archive_error(offset, cause))?;
-    builder.count_bytes(count(0));
+        .map_err(|cause| collector.archive_error(offset, cause))?;
+    collector.count_bytes(count(0));
     Ok(())
 }
 
-fn add_member<R: Read>(
-    builder: &mut LayerBuilder<'_>,
+fn add_member<R: Read, C: Contents>(
+    collector: &mut Collector<'_, C>,
     stream: &mut TarStream<R>,
     member: Member,
     count: &mut dyn FnMut(u64) -> u64,
@@ -72,23 +76,23 @@ fn add_member<R: Read>(
         if kind != b'5' {
             return Err(content(Problem::RootNotDirectory));
         }
-        let attributes = attributes(builder, &member).map_err(content)?;
-        builder.tree_mut().node_mut(Tree::ROOT).attributes = attributes;
+        let attributes = attributes(collector, &member).map_err(content)?;
+        collector.tree_mut().node_mut(Tree::ROOT).attributes = attributes;
         return Ok(());
     };
-    let directory = builder.tree_mut().directory(parents).map_err(content)?;
-    let attributes = attributes(builder, &member).map_err(content)?;
+    let directory = collector.tree_mut().directory(parents).map_err(content)?;
+    let attributes = attributes(collector, &member).map_err(content)?;
     let node = match kind {
-        b'0' => builder.copy(stream, &member.map, &attributes, count)?,
+        b'0' => collector.copy(stream, &member.map, &attributes, count)?,
         b'1' => {
             let shown = || String::from_utf8_lossy(&member.link).into_owned();
             let target = split_path(&member.link).map_err(content)?;
-            let target = builder.tree().find(&target);
+            let target = collector.tree().find(&target);
             let target = target.ok_or_else(|| content(Problem::MissingLinkTarget(shown())))?;
-            if matches!(builder.tree().node(target).content, Content::Directory(_)) {
+            if matches!(collector.tree().node(target).content, Content::Directory(_)) {
                 return Err(content(Problem::LinkToDirectory(shown())));
             }
-            return builder.insert_link(directory, name, target).map_err(content);
+            return collector.insert_link(directory, name, target).map_err(content);
         }
         b'2' => Content::Symlink(member.link.as_slice().into()),
         b'3' | b'4' => {
@@ -107,11 +111,11 @@ fn add_member<R: Read>(
         b'6' => Content::Fifo,
         unknown => return Err(content(Problem::UnknownType(unknown.into()))),
     };
-    builder.insert(directory, name, Node { attributes, content: node }).map_err(content)?;
+    collector.insert(directory, name, Node { attributes, content: node }).map_err(content)?;
     Ok(())
 }
 
-fn attributes(builder: &mut LayerBuilder<'_>, member: &Member) -> Result<Attributes, Problem> {
+fn attributes<C>(collector: &mut Collector<'_, C>, member: &Member) -> Result<Attributes, Problem> {
     let Member { header, records, .. } = member;
     let field = |field| move |cause| Problem::Header { field, cause };
     // A field that was left blank is zero, as GNU tar has it.
@@ -139,7 +143,7 @@ fn attributes(builder: &mut LayerBuilder<'_>, member: &Member) -> Result<Attribu
                 xattrs.retain(|earlier| !earlier.same_name(&xattr));
                 xattrs.push(xattr);
             }
-            None => builder.count_skipped_xattr(),
+            None => collector.count_skipped_xattr(),
         }
     }
     Ok(Attributes {

@@ -1,63 +1,59 @@
 //! Puts the entries of a source into an image, whatever the source is.
 
-use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::Path;
 
+use rustix::fs::{Advice, fadvise};
+
 use crate::archive;
+use crate::collect::{Collected, Collector, Contents};
 use crate::copy::{self, ByteSource, CopyError};
 use crate::detect::{Kind, detect};
 use crate::erofs;
-use crate::error::{Error, Problem};
+use crate::error::Error;
 use crate::ext4::finish::{self, Failure, Finished};
 use crate::ext4::stream::BlockStream;
-use crate::ext4::xattr::Xattr;
 use crate::ext4::{BLOCK_U64, superblock};
 use crate::options::{Format, Options, Progress, Summary};
 use crate::sparse::SparseMap;
-use crate::tree::{Attributes, Content, Node, NodeId, Place, Tree};
+use crate::tree::{Attributes, Place};
 use crate::verity::{self, Hasher, Verity};
 use crate::walk;
 
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-const BOOKKEEPING: &[u8] = b".wh..wh.";
-/// Bytes between two reports of progress within a file.
-const REPORT_EVERY: u64 = 1 << 20;
 const MAX_SIZE: u64 = u32::MAX as u64 * BLOCK_U64;
 
 /// Makes one image. Sources are added one over the other: in a later one, an entry replaces an
 /// earlier one of the same name.
 pub struct LayerBuilder<'a> {
-    stream: BlockStream<'a>,
+    collector: Collector<'a, Blocks<'a>>,
     out: &'a File,
-    tree: Tree,
     data_start: u32,
+    options: Options,
+}
+
+/// Contents on their way into the image.
+struct Blocks<'a> {
+    stream: BlockStream<'a>,
     /// Unless it is to be ext4.
     erofs: Option<erofs::Writer>,
-    options: Options,
-    origin: String,
-    opaque: HashSet<NodeId>,
-    whiteouts: HashSet<NodeId>,
-    skipped_xattrs: u64,
-    meter: Meter<'a>,
 }
 
-struct Meter<'a> {
-    report: Box<dyn FnMut(Progress) + 'a>,
-    progress: Progress,
-    unreported: u64,
-}
-
-impl Meter<'_> {
-    fn read(&mut self, bytes: u64) {
-        self.progress.bytes += bytes;
-        self.unreported += bytes;
-        if self.unreported >= REPORT_EVERY {
-            self.unreported = 0;
-            (self.report)(self.progress);
-        }
+impl Contents for Blocks<'_> {
+    fn take(
+        &mut self,
+        source: &mut dyn ByteSource,
+        map: &SparseMap,
+        attributes: &Attributes,
+        tick: &mut dyn FnMut(u64),
+    ) -> Result<Place, CopyError> {
+        let extents = copy::copy(source, map, &mut self.stream, tick)?;
+        Ok(match &mut self.erofs {
+            None => Place::Extents(extents),
+            Some(writer) => {
+                Place::Inode(writer.file(&mut self.stream, map.size, &extents, attributes)?)
+            }
+        })
     }
 }
 
@@ -88,26 +84,15 @@ impl<'a> LayerBuilder<'a> {
             Format::Ext4 => (1 + descriptors, None),
             Format::Erofs => (erofs::DATA_START, Some(erofs::Writer::new())),
         };
-        let progress = Progress { bytes: 0, total: None, entries: 0 };
-        Ok(Self {
-            stream: BlockStream::new(out, data_start, limit, hasher),
-            out,
-            tree: Tree::new(),
-            data_start,
-            erofs,
-            options,
-            origin: String::new(),
-            opaque: HashSet::new(),
-            whiteouts: HashSet::new(),
-            skipped_xattrs: 0,
-            meter: Meter { report: Box::new(|_| {}), progress, unreported: 0 },
-        })
+        let stream = BlockStream::ahead(out, data_start, limit, hasher).map_err(Error::Write)?;
+        let collector = Collector::new(Blocks { stream, erofs }, options.whiteouts);
+        Ok(Self { collector, out, data_start, options })
     }
 
     /// Calls `report` now and then, and after every source.
     #[must_use]
     pub fn on_progress(mut self, report: impl FnMut(Progress) + 'a) -> Self {
-        self.meter.report = Box::new(report);
+        self.collector.on_progress(report);
         self
     }
 
@@ -118,9 +103,9 @@ impl<'a> LayerBuilder<'a> {
     /// [`Error::Archive`] if the stream breaks off or is damaged, [`Error::Entry`] if an entry
     /// would lead out of the tree or cannot be kept, and errors of the image.
     pub fn add_tar(&mut self, name: &str, reader: impl Read) -> Result<(), Error> {
-        self.origin = name.to_owned();
-        archive::add(self, reader)?;
-        (self.meter.report)(self.meter.progress);
+        self.collector.begin(name.to_owned());
+        archive::add(&mut self.collector, reader)?;
+        self.collector.report();
         Ok(())
     }
 
@@ -132,9 +117,9 @@ impl<'a> LayerBuilder<'a> {
     /// [`Error::Read`] for a file that cannot be read, [`Error::Entry`] for one that changes its
     /// size meanwhile or cannot be kept, and errors of the image.
     pub fn add_directory(&mut self, path: &Path) -> Result<(), Error> {
-        self.origin = path.display().to_string();
-        walk::add(self, path)?;
-        (self.meter.report)(self.meter.progress);
+        self.collector.begin(path.display().to_string());
+        walk::add(&mut self.collector, path)?;
+        self.collector.report();
         Ok(())
     }
 
@@ -143,24 +128,21 @@ impl<'a> LayerBuilder<'a> {
     /// # Errors
     ///
     /// The image cannot be written or would be too large; attributes do not fit.
-    pub fn finish(mut self) -> Result<Summary, Error> {
-        for id in self.opaque.drain() {
-            let mark = Xattr::overlay_opaque();
-            let xattrs = &mut self.tree.node_mut(id).attributes.xattrs;
-            xattrs.retain(|xattr| !xattr.same_name(&mark));
-            xattrs.push(mark);
-        }
-        let finished = match self.erofs {
-            None => finish::finish(self.stream, &self.tree, self.data_start, &self.options),
-            Some(writer) => erofs::finish::finish(self.stream, writer, &self.tree, &self.options),
+    pub fn finish(self) -> Result<Summary, Error> {
+        let Self { collector, out, data_start, options } = self;
+        let Collected { contents, tree, origin, skipped_xattrs } = collector.finish();
+        let Blocks { stream, erofs } = contents;
+        let finished = match erofs {
+            None => finish::finish(stream, &tree, data_start, &options),
+            Some(writer) => erofs::finish::finish(stream, writer, &tree, &options),
         };
         let Finished { bytes, inodes, data_bytes, uuid, leaves } =
             finished.map_err(|failure| match failure {
                 Failure::Image(error) => error,
-                Failure::Node(path, problem) => entry_error(&self.origin, &path, problem),
+                Failure::Node(path, problem) => Error::entry(&origin, &path, problem),
             })?;
-        let verity = match (leaves, &self.options.verity) {
-            (Some(leaves), Some(options)) => Some(leaves.append_to(self.out, bytes, options)?),
+        let verity = match (leaves, &options.verity) {
+            (Some(leaves), Some(options)) => Some(leaves.append_to(out, bytes, options)?),
             _ => None,
         };
         Ok(Summary {
@@ -168,152 +150,11 @@ impl<'a> LayerBuilder<'a> {
             file_system_bytes: bytes,
             inodes,
             data_bytes,
-            skipped_xattrs: self.skipped_xattrs,
+            skipped_xattrs,
             uuid,
             verity,
         })
     }
-
-    pub(crate) fn tree(&self) -> &Tree {
-        &self.tree
-    }
-
-    pub(crate) fn tree_mut(&mut self) -> &mut Tree {
-        &mut self.tree
-    }
-
-    pub(crate) fn count_entry(&mut self) {
-        self.meter.progress.entries += 1;
-    }
-
-    pub(crate) fn count_skipped_xattr(&mut self) {
-        self.skipped_xattrs += 1;
-    }
-
-    pub(crate) fn count_bytes(&mut self, bytes: u64) {
-        self.meter.read(bytes);
-    }
-
-    pub(crate) fn entry_error(&self, path: &[u8], problem: Problem) -> Error {
-        entry_error(&self.origin, path, problem)
-    }
-
-    pub(crate) fn archive_error(&self, offset: u64, cause: io::Error) -> Error {
-        Error::Archive { archive: self.origin.clone(), offset, cause }
-    }
-
-    /// Takes in the contents of a file. `count` makes of the bytes copied those to be reported.
-    pub(crate) fn copy(
-        &mut self,
-        source: &mut dyn ByteSource,
-        map: &SparseMap,
-        attributes: &Attributes,
-        count: &mut dyn FnMut(u64) -> u64,
-    ) -> Result<Content, CopyError> {
-        let meter = &mut self.meter;
-        let extents =
-            copy::copy(source, map, &mut self.stream, &mut |bytes| meter.read(count(bytes)))?;
-        let place = match &mut self.erofs {
-            None => Place::Extents(extents),
-            Some(writer) => {
-                Place::Inode(writer.file(&mut self.stream, map.size, &extents, attributes)?)
-            }
-        };
-        Ok(Content::File { size: map.size, place })
-    }
-
-    /// Puts a new node into a directory. `None` if it was a mark and not an entry.
-    pub(crate) fn insert(
-        &mut self,
-        directory: NodeId,
-        name: &[u8],
-        node: Node,
-    ) -> Result<Option<NodeId>, Problem> {
-        if self.options.whiteouts && name.starts_with(WHITEOUT) {
-            self.hide(directory, name)?;
-            return Ok(None);
-        }
-        if let Content::Symlink(target) = &node.content
-            && !(1..=4095).contains(&target.len())
-        {
-            return Err(Problem::SymlinkLength(target.len()));
-        }
-        if let Content::CharDevice { major, minor } | Content::BlockDevice { major, minor } =
-            node.content
-            && (major >= 1 << 12 || minor >= 1 << 20)
-        {
-            return Err(Problem::BadDevice { major, minor });
-        }
-        let is_directory = matches!(node.content, Content::Directory(_));
-        let old = self.tree.child(directory, name);
-        if let Some(old) = old
-            && is_directory
-            && matches!(self.tree.node(old).content, Content::Directory(_))
-        {
-            self.tree.node_mut(old).attributes = node.attributes;
-            return Ok(Some(old));
-        }
-        let new = self.tree.add(node);
-        self.tree.link(directory, name, new);
-        if is_directory && old.is_some_and(|old| self.whiteouts.contains(&old)) {
-            self.opaque.insert(new);
-        }
-        Ok(Some(new))
-    }
-
-    /// Gives an existing file one more name.
-    pub(crate) fn insert_link(
-        &mut self,
-        directory: NodeId,
-        name: &[u8],
-        target: NodeId,
-    ) -> Result<(), Problem> {
-        if self.options.whiteouts && name.starts_with(WHITEOUT) {
-            return self.hide(directory, name);
-        }
-        self.tree.link(directory, name, target);
-        Ok(())
-    }
-
-    /// Takes the mark of an OCI layer. It speaks of the layers below only: what this layer has
-    /// under the hidden name stays, and hides by itself; a directory must become opaque for that.
-    fn hide(&mut self, directory: NodeId, mark: &[u8]) -> Result<(), Problem> {
-        if mark == OPAQUE {
-            self.opaque.insert(directory);
-            return Ok(());
-        }
-        let name = &mark[WHITEOUT.len()..];
-        if mark.starts_with(BOOKKEEPING) {
-            return Ok(());
-        }
-        if matches!(name, b"" | b"." | b"..") {
-            return Err(Problem::BadName);
-        }
-        match self.tree.child(directory, name) {
-            Some(child) => {
-                if matches!(self.tree.node(child).content, Content::Directory(_)) {
-                    self.opaque.insert(child);
-                }
-            }
-            None => {
-                let content = Content::CharDevice { major: 0, minor: 0 };
-                let child = self.tree.add(Node { attributes: Attributes::default(), content });
-                self.tree.link(directory, name, child);
-                self.whiteouts.insert(child);
-            }
-        }
-        Ok(())
-    }
-}
-
-fn entry_error(origin: &str, path: &[u8], problem: Problem) -> Error {
-    let entry = String::from_utf8_lossy(path).into_owned();
-    Error::Entry { origin: origin.to_owned(), entry, problem }
-}
-
-/// An empty directory.
-pub(crate) fn no_entries() -> Content {
-    Content::Directory(BTreeMap::new())
 }
 
 /// Makes an image of the directory or archive at `source` in `out`, telling `progress` how far it
@@ -336,7 +177,9 @@ pub fn build_image(
         Kind::Tar(_) => {
             let read = |cause| Error::Read { path: source.to_owned(), cause };
             let file = File::open(source).map_err(read)?;
-            builder.meter.progress.total = Some(file.metadata().map_err(read)?.len());
+            builder.collector.expect(file.metadata().map_err(read)?.len());
+            // Advice that is not taken costs time, and nothing else.
+            let _ = fadvise(&file, 0, None, Advice::Sequential);
             builder.add_tar(&source.display().to_string(), file)?;
         }
         Kind::Ext4 { .. } | Kind::Erofs { .. } | Kind::Vhd { .. } => {

@@ -49,6 +49,33 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
+    /// A finished image cannot be read.
+    #[error("read the image {image}: {problem}")]
+    Image {
+        /// Name of the image.
+        image: String,
+        /// What is wrong with it, and where.
+        problem: String,
+    },
+    /// The directory that an image is to be extracted to cannot be used.
+    #[error("extract to {}: {reason}", path.display())]
+    Target {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The entries of an image cannot be put where they are to go.
+    #[error("extract {entry:?} to {target}")]
+    Extract {
+        /// The directory or archive.
+        target: String,
+        /// Name of the entry within the image.
+        entry: String,
+        /// What is wrong.
+        #[source]
+        problem: Problem,
+    },
     /// An option or size is out of its range.
     #[error("make an image: {0}")]
     Invalid(String),
@@ -76,6 +103,13 @@ pub enum Error {
         /// Its first bytes in hexadecimal.
         start: String,
     },
+}
+
+impl Error {
+    pub(crate) fn entry(origin: &str, path: &[u8], problem: Problem) -> Self {
+        let entry = String::from_utf8_lossy(path).into_owned();
+        Self::Entry { origin: origin.to_owned(), entry, problem }
+    }
 }
 
 /// What is wrong with one entry of a source.
@@ -165,6 +199,15 @@ pub enum Problem {
     /// An entry of a type that has no place in a file system.
     #[error("unknown entry type {0:?}")]
     UnknownType(char),
+    /// Rights that are not there.
+    #[error("it takes root")]
+    TakesRoot,
+    /// Something of overlayfs that an OCI layer has no word for.
+    #[error("its attribute {0} has no counterpart in an OCI layer")]
+    OnlyOverlay(String),
+    /// It could not be written.
+    #[error("write it")]
+    Write(#[source] io::Error),
     /// The contents could not be read.
     #[error("read its contents")]
     Read(#[source] io::Error),

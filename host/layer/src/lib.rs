@@ -8,6 +8,8 @@
 //! - [`detect`] says what a path holds: a directory, an archive, a finished image.
 //! - [`build_image`] turns a directory or an archive into an image; [`LayerBuilder`] is the same
 //!   in steps, for sources that are no files.
+//! - [`extract_to_directory`] and [`extract_to_tar`] take a finished image apart, and [`diff()`]
+//!   says in what two layers differ, both without mounting anything.
 //! - [`scratch::format`] makes an empty writable file system.
 //! - [`verity`] appends and checks hash trees.
 //! - [`vhd`] appends and reads the footer of a fixed VHD.
@@ -24,16 +26,26 @@ mod archive;
 #[cfg(feature = "convert")]
 mod builder;
 #[cfg(feature = "convert")]
+mod collect;
+#[cfg(feature = "convert")]
 mod compression;
 #[cfg(feature = "convert")]
 mod copy;
 #[cfg(feature = "convert")]
+mod descent;
+#[cfg(feature = "convert")]
 mod detect;
+#[cfg(feature = "convert")]
+mod diff;
 #[cfg(feature = "convert")]
 mod erofs;
 mod error;
 mod ext4;
+#[cfg(feature = "convert")]
+mod extract;
 mod fingerprint;
+#[cfg(feature = "convert")]
+mod finished;
 mod options;
 #[cfg(feature = "convert")]
 mod pax;
@@ -54,5 +66,9 @@ pub use builder::{LayerBuilder, build_image};
 pub use compression::{Compression, decompress};
 #[cfg(feature = "convert")]
 pub use detect::{Kind, detect, file_system_size};
+#[cfg(feature = "convert")]
+pub use diff::{Aspect, Change, DiffOptions, Difference, Field, diff};
 pub use error::{Error, Problem};
+#[cfg(feature = "convert")]
+pub use extract::{ExtractOptions, Extracted, Whiteouts, extract_to_directory, extract_to_tar};
 pub use options::{Format, Options, Progress, Summary};

@@ -162,7 +162,7 @@ fn write_directories(
     start: u32,
     options: &ScratchOptions,
 ) -> Result<u32, Error> {
-    let mut stream = BlockStream::new(file, start, geometry.blocks, None);
+    let mut stream = BlockStream::new(file, start, geometry.blocks);
     let mut root = Records::new(ROOT_INODE, ROOT_INODE);
     root.push(b"lost+found", FIRST_INODE, EntryType::Directory);
     let found = Records::new(FIRST_INODE, ROOT_INODE);

@@ -217,12 +217,16 @@ fn truncated(error: io::Error) -> Fault {
 
 /// Some old writers summed signed bytes.
 fn check_sum(header: &Header) -> io::Result<()> {
-    let bytes = header.as_bytes();
-    let summed = || bytes[..148].iter().chain(&[b' '; 8]).chain(&bytes[156..]);
-    let unsigned: u32 = summed().map(|&byte| u32::from(byte)).sum();
-    let signed: i32 = summed().map(|&byte| i32::from(byte as i8)).sum();
+    // The field itself counts as blanks.
+    const BLANKS: u32 = 8 * b' ' as u32;
+    let (front, rest) = header.as_bytes().split_at(148);
+    let back = &rest[8..];
+    let unsigned = |part: &[u8]| part.iter().map(|&byte| u32::from(byte)).sum::<u32>();
+    let signed = |part: &[u8]| part.iter().map(|&byte| i32::from(byte as i8)).sum::<i32>();
     let expected = header.cksum()?;
-    if expected == unsigned || i64::from(expected) == i64::from(signed) {
+    if expected == unsigned(front) + unsigned(back) + BLANKS
+        || i64::from(expected) == i64::from(signed(front) + signed(back) + BLANKS as i32)
+    {
         return Ok(());
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, "a header has the wrong checksum"))

@@ -15,6 +15,19 @@ pub(crate) struct Timestamp {
     pub(crate) nanoseconds: u32,
 }
 
+impl Timestamp {
+    /// As a decimal number of seconds.
+    pub(crate) fn decimal(self) -> String {
+        let Self { seconds, nanoseconds } = self;
+        let text = match seconds < 0 && nanoseconds > 0 {
+            // The fraction counts away from zero.
+            true => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds),
+            false => format!("{seconds}.{nanoseconds:09}"),
+        };
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    }
+}
+
 /// What any kind of node has.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Attributes {
@@ -43,8 +56,10 @@ pub(crate) enum Content {
 pub(crate) enum Place {
     /// In these blocks.
     Extents(Box<[Extent]>),
-    /// Where an inode says that was written with them.
+    /// Where an inode of this number says.
     Inode(u64),
+    /// Nowhere any more; this is what they were.
+    Digest([u8; 32]),
 }
 
 impl Content {
@@ -109,6 +124,38 @@ impl Tree {
         match &self.node(directory).content {
             Content::Directory(entries) => entries.get(name).copied(),
             _ => None,
+        }
+    }
+
+    /// Names in a directory, the last one first.
+    pub(crate) fn entries_backwards(&self, directory: NodeId) -> Vec<(&[u8], NodeId)> {
+        match &self.node(directory).content {
+            Content::Directory(entries) => {
+                entries.iter().rev().map(|(name, &id)| (&**name, id)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// How many names each node has, by its index.
+    pub(crate) fn link_counts(&self) -> Vec<u32> {
+        let mut counts = vec![0; self.len()];
+        let mut pending = vec![Self::ROOT];
+        while let Some(directory) = pending.pop() {
+            if let Content::Directory(entries) = &self.node(directory).content {
+                for &child in entries.values() {
+                    counts[child.index()] += 1;
+                    pending.push(child);
+                }
+            }
+        }
+        counts
+    }
+
+    /// Takes a name away.
+    pub(crate) fn unlink(&mut self, directory: NodeId, name: &[u8]) {
+        if let Content::Directory(entries) = &mut self.node_mut(directory).content {
+            entries.remove(name);
         }
     }
 

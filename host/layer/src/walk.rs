@@ -13,21 +13,16 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{self as sys, AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::builder::{LayerBuilder, no_entries};
+use crate::collect::{Collector, Contents, no_entries};
 use crate::copy::{ByteSource, CopyError};
+use crate::descent::Descent;
 use crate::error::{Error, Problem};
 use crate::ext4::xattr::Xattr;
 use crate::sparse::SparseMap;
 use crate::tree::{Attributes, Content, Node, NodeId, Timestamp, Tree};
 
-/// Directories kept open at a time; those above are opened again when the walk comes back.
-const MAX_OPEN: usize = 256;
-
 /// A directory whose entries are being taken.
 struct Level {
-    /// `None` while too many are open.
-    directory: Option<OwnedFd>,
-    identity: (u64, u64),
     node: NodeId,
     /// Length of its path in [`Walk::path`].
     path_length: usize,
@@ -35,27 +30,28 @@ struct Level {
     names: Vec<CString>,
 }
 
-struct Walk<'w, 'a> {
-    builder: &'w mut LayerBuilder<'a>,
+struct Walk<'w, 'a, C> {
+    collector: &'w mut Collector<'a, C>,
     root: PathBuf,
     /// Path of the current entry below the root.
     path: Vec<u8>,
     levels: Vec<Level>,
+    directories: Descent,
     /// Files with several names, by device and inode.
     linked: HashMap<(u64, u64), NodeId>,
 }
 
 /// Adds everything below `root`.
-pub(crate) fn add(builder: &mut LayerBuilder<'_>, root: &Path) -> Result<(), Error> {
-    let levels = Vec::new();
-    let linked = HashMap::new();
-    let mut walk = Walk { builder, root: root.to_owned(), path: Vec::new(), levels, linked };
+pub(crate) fn add<C: Contents>(collector: &mut Collector<'_, C>, root: &Path) -> Result<(), Error> {
+    let (levels, directories, linked) = (Vec::new(), Descent::default(), HashMap::new());
+    let (root_path, path) = (root.to_owned(), Vec::new());
+    let mut walk = Walk { collector, root: root_path, path, levels, directories, linked };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory =
         sys::open(root, flags, Mode::empty()).map_err(|errno| walk.read_error(errno))?;
     let stat = sys::fstat(&directory).map_err(|errno| walk.read_error(errno))?;
     let attributes = walk.attributes(&stat, &Attributed::Open(&directory))?;
-    walk.builder.tree_mut().node_mut(Tree::ROOT).attributes = attributes;
+    walk.collector.tree_mut().node_mut(Tree::ROOT).attributes = attributes;
     walk.enter(directory, &stat, Tree::ROOT)?;
     while let Some(level) = walk.levels.last_mut() {
         let name = level.names.pop();
@@ -75,7 +71,7 @@ enum Attributed<'f> {
     Named(PathBuf),
 }
 
-impl Walk<'_, '_> {
+impl<C: Contents> Walk<'_, '_, C> {
     fn read_error(&self, errno: Errno) -> Error {
         let below = std::ffi::OsStr::from_bytes(&self.path);
         let path = if below.is_empty() { self.root.clone() } else { self.root.join(below) };
@@ -88,7 +84,7 @@ impl Walk<'_, '_> {
                 let path = self.root.join(std::ffi::OsStr::from_bytes(&self.path));
                 Error::Read { path, cause }
             }
-            problem => self.builder.entry_error(&self.path, problem),
+            problem => self.collector.entry_error(&self.path, problem),
         }
     }
 
@@ -101,39 +97,14 @@ impl Walk<'_, '_> {
             }
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
-        if self.levels.len() >= MAX_OPEN {
-            let far = self.levels.len() - MAX_OPEN;
-            self.levels[far].directory = None;
-        }
-        self.levels.push(Level {
-            directory: Some(directory),
-            identity: (stat.st_dev, stat.st_ino),
-            node,
-            path_length: self.path.len(),
-            names,
-        });
+        self.directories.enter(directory, stat);
+        self.levels.push(Level { node, path_length: self.path.len(), names });
         Ok(())
     }
 
     fn leave(&mut self) -> Result<(), Error> {
-        let left = self.levels.pop();
-        if let (Some(left), Some(above)) = (left, self.levels.last_mut())
-            && above.directory.is_none()
-            && let Some(directory) = left.directory
-        {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let opened = sys::openat(&directory, c"..", flags, Mode::empty());
-            let opened = opened.and_then(|fd| sys::fstat(&fd).map(|stat| (fd, stat)));
-            match opened {
-                Ok((fd, stat)) if (stat.st_dev, stat.st_ino) == above.identity => {
-                    above.directory = Some(fd);
-                }
-                // It was moved away while the walk was below it.
-                Ok(_) => return Err(self.read_error(Errno::STALE)),
-                Err(errno) => return Err(self.read_error(errno)),
-            }
-        }
-        Ok(())
+        self.levels.pop();
+        self.directories.leave().map_err(|errno| self.read_error(errno))
     }
 
     /// Takes one entry of the deepest level.
@@ -142,21 +113,18 @@ impl Walk<'_, '_> {
             self.path.push(b'/');
         }
         self.path.extend_from_slice(name.to_bytes());
-        let Some(Level { directory: Some(directory), node: parent, .. }) = self.levels.last()
-        else {
-            return Err(self.read_error(Errno::STALE));
-        };
-        let parent = *parent;
+        let directory = self.directories.here().map_err(|errno| self.read_error(errno))?;
+        let parent = self.levels.last().map_or(Tree::ROOT, |level| level.node);
         let stat = sys::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
         let stat = stat.map_err(|errno| self.read_error(errno))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
-        self.builder.count_entry();
+        self.collector.count_entry();
         let identity = (stat.st_dev, stat.st_ino);
         if kind != FileType::Directory
             && stat.st_nlink > 1
             && let Some(&known) = self.linked.get(&identity)
         {
-            let linked = self.builder.insert_link(parent, name.to_bytes(), known);
+            let linked = self.collector.insert_link(parent, name.to_bytes(), known);
             return linked.map_err(|problem| self.entry_error(problem));
         }
         let kept = match kind {
@@ -217,7 +185,7 @@ impl Walk<'_, '_> {
     }
 
     fn insert(&mut self, parent: NodeId, name: &CStr, node: Node) -> Result<Option<NodeId>, Error> {
-        let inserted = self.builder.insert(parent, name.to_bytes(), node);
+        let inserted = self.collector.insert(parent, name.to_bytes(), node);
         inserted.map_err(|problem| self.entry_error(problem))
     }
 
@@ -231,7 +199,7 @@ impl Walk<'_, '_> {
         let size = stat.st_size as u64;
         let mut file = File::from(fd);
         let map = data_parts(&file, size).map_err(|errno| self.read_error(errno))?;
-        let copied = self.builder.copy(&mut file, &map, attributes, &mut |bytes| bytes);
+        let copied = self.collector.copy(&mut file, &map, attributes, &mut |bytes| bytes);
         let after = sys::fstat(&file).map_err(|errno| self.read_error(errno))?.st_size as u64;
         if after != size {
             return Err(self.entry_error(Problem::Changed { before: size, after }));
@@ -265,7 +233,7 @@ impl Walk<'_, '_> {
             };
             match Xattr::new(name, &value).map_err(|problem| self.entry_error(problem))? {
                 Some(xattr) => xattrs.push(xattr),
-                None => self.builder.count_skipped_xattr(),
+                None => self.collector.count_skipped_xattr(),
             }
         }
         Ok(Attributes {

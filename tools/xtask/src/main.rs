@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod ci;
 mod containerd;
+mod debian;
 mod demo;
 mod fuzz;
 mod image;
@@ -49,6 +50,8 @@ enum Verb {
     Fuzz(fuzz::Options),
     /// Try for hours what the tests try for minutes
     Soak(soak::Options),
+    /// Make a layer of a whole Debian, and hold it against what it was made of
+    Debian(debian::Options),
     /// Measure
     Bench(bench::Options),
     /// Run containers under a real containerd, with our shim and the stock one
@@ -91,6 +94,7 @@ fn run(arguments: &Arguments, steps: &mut Steps) -> anyhow::Result<()> {
         Verb::Fuzz(options) => fuzz::run(&workspace, options, consent, steps),
         Verb::Soak(options) => soak::run(&workspace, options, consent, steps),
         Verb::Containerd(options) => containerd::run(&workspace, options, consent, steps),
+        Verb::Debian(options) => debian::run(&workspace, options, consent, steps),
         Verb::Bench(options) => bench::run(&workspace, options, consent, steps),
         Verb::Ci => ci::run(&workspace, consent, steps),
     }

@@ -26,6 +26,10 @@ pub(crate) enum Need {
     ErofsTools,
     /// Makes and checks hash trees.
     VerityTools,
+    /// Makes xfs file systems.
+    XfsTools,
+    /// Makes a whole Debian.
+    Debootstrap,
     /// Reads captures with our dissector.
     Tshark,
     /// Links every program.
@@ -51,6 +55,7 @@ pub(crate) const EVERYTHING: &[Need] = &[
     Need::Ext4Tools,
     Need::ErofsTools,
     Need::VerityTools,
+    Need::XfsTools,
     Need::Tshark,
 ];
 
@@ -66,6 +71,8 @@ impl Need {
             Self::Ext4Tools => Some("e2fsprogs"),
             Self::ErofsTools => Some("erofs-utils"),
             Self::VerityTools => Some("cryptsetup-bin"),
+            Self::XfsTools => Some("xfsprogs"),
+            Self::Debootstrap => Some("debootstrap"),
             Self::Tshark => Some("tshark"),
             Self::Compiler => Some("gcc"),
             Self::StaticC => Some("libc6-dev"),
@@ -83,6 +90,8 @@ impl Need {
                 "mkfs.erofs and fsck.erofs are what our EROFS images are held against"
             }
             Self::VerityTools => "veritysetup makes the hash trees that ours are held against",
+            Self::XfsTools => "mkfs.xfs goes into the image of a utility VM in a test",
+            Self::Debootstrap => "debootstrap makes the Debian that becomes a layer",
             Self::Tshark => "tshark tries the dissector of recorded conversations",
             Self::Compiler => "cc links every Rust program",
             Self::StaticC => "libc.a goes into the static guest agent",
@@ -98,6 +107,8 @@ impl Need {
             Self::Ext4Tools => ["mke2fs", "e2fsck"].iter().all(|name| find_program(name).is_some()),
             Self::ErofsTools => find_program("fsck.erofs").is_some(),
             Self::VerityTools => find_program("veritysetup").is_some(),
+            Self::XfsTools => find_program("mkfs.xfs").is_some(),
+            Self::Debootstrap => find_program("debootstrap").is_some(),
             Self::Tshark => find_program("tshark").is_some(),
             Self::Compiler => find_program("cc").is_some(),
             // The compiler answers with a bare name when it has no such file.

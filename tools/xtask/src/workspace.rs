@@ -67,6 +67,11 @@ impl Workspace {
         self.target.join("debug").join(name)
     }
 
+    /// Where a Debian is made and taken apart.
+    pub(crate) fn debian(&self) -> PathBuf {
+        self.target.join("linkspan/debian")
+    }
+
     /// Where fuzzing builds are put, which share nothing with the others.
     pub(crate) fn fuzz_target(&self) -> PathBuf {
         self.target.join("fuzz")

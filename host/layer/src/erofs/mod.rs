@@ -23,9 +23,9 @@ mod xattr;
 pub(crate) use writer::Writer;
 
 /// Bytes of which inode numbers count.
-const SLOT: usize = 32;
+pub(crate) const SLOT: usize = 32;
 /// Where no block is.
-const NOWHERE: u32 = u32::MAX;
+pub(crate) const NOWHERE: u32 = u32::MAX;
 /// Block of the root's inode.
 pub(crate) const ROOT_BLOCK: u32 = 1;
 /// First block of everything else.

@@ -7,7 +7,7 @@ use super::stream::BlockStream;
 use super::{BLOCK, put16, put32};
 use crate::error::Error;
 
-const MAGIC: u16 = 0xf30a;
+pub(crate) const MAGIC: u16 = 0xf30a;
 const IN_INODE: usize = 4;
 const IN_BLOCK: usize = (BLOCK - 12) / 12;
 /// Blocks of one extent at most.

@@ -242,7 +242,7 @@ fn place_blocks(
         Content::File { size, place } => {
             let extents = match place {
                 Place::Extents(extents) => &extents[..],
-                Place::Inode(_) => &[],
+                _ => &[],
             };
             let (root, blocks) = extent::write_tree(extents, stream)?;
             let data: u64 = extents.iter().map(|extent| u64::from(extent.length)).sum();

@@ -11,6 +11,7 @@
 //! | then                    | inode tables of all groups, one after the other                 |
 //! | then                    | block bitmaps, inode bitmaps (anywhere, thanks to `flex_bg`)    |
 
+mod ahead;
 pub(crate) mod bitmap;
 pub(crate) mod directory;
 pub(crate) mod extent;

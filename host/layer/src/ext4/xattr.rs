@@ -17,7 +17,7 @@ use super::inode::XATTR_ROOM;
 use super::{BLOCK, put16, put32};
 use crate::error::Problem;
 
-const MAGIC: u32 = 0xea02_0000;
+pub(crate) const MAGIC: u32 = 0xea02_0000;
 const BLOCK_HEADER: usize = 32;
 const ENTRY_HEADER: usize = 16;
 /// Whole names that have a number of their own; they come before the prefixes.
@@ -75,6 +75,12 @@ impl Xattr {
         &self.name
     }
 
+    /// The whole name.
+    pub(crate) fn key(&self) -> Vec<u8> {
+        let start = NAMES.iter().chain(&PREFIXES).find(|(_, prefix)| *prefix == self.prefix);
+        [start.map_or("", |(name, _)| name).as_bytes(), &self.name].concat()
+    }
+
     /// The value in the form of the system calls.
     pub(crate) fn value(&self) -> &[u8] {
         self.raw.as_deref().unwrap_or(&self.value)
@@ -117,6 +123,23 @@ fn stored_acl(value: &[u8]) -> Option<Option<Vec<u8>>> {
         }
     }
     Some(Some(stored))
+}
+
+/// The other way round. `None` if it is malformed.
+pub(crate) fn raw_acl(stored: &[u8]) -> Option<Vec<u8>> {
+    let (version, mut entries) = stored.split_at_checked(4)?;
+    if version != 1_u32.to_le_bytes() {
+        return None;
+    }
+    let mut raw = 2_u32.to_le_bytes().to_vec();
+    while let Some(tag) = entries.first() {
+        let length = if matches!(tag, 0x02 | 0x08) { 8 } else { 4 };
+        let (entry, rest) = entries.split_at_checked(length)?;
+        raw.extend_from_slice(entry);
+        raw.extend_from_slice(&[0xff; 8][length..]);
+        entries = rest;
+    }
+    Some(raw)
 }
 
 /// Attributes laid out for an inode.
@@ -211,6 +234,8 @@ mod tests {
         value.extend([2, 0, 4, 0, 0xe8, 3, 0, 0]);
         let stored = [1, 0, 0, 0, 1, 0, 6, 0, 2, 0, 4, 0, 0xe8, 3, 0, 0];
         assert_eq!(stored_acl(&value), Some(Some(stored.to_vec())));
+        assert_eq!(raw_acl(&stored), Some(value.clone()));
+        assert_eq!(raw_acl(&stored[..10]), None);
         assert_eq!(stored_acl(&value[..11]), None);
         assert_eq!(stored_acl(&[]), None);
     }

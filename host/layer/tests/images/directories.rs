@@ -16,7 +16,7 @@ use crate::inspect::{
 };
 
 /// One of everything a directory can hold.
-fn one_of_everything() -> TempDir {
+pub(crate) fn one_of_everything() -> TempDir {
     let tree = TempDir::new().unwrap();
     let root = tree.path();
     fs::write(root.join("empty"), b"").unwrap();

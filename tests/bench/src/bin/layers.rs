@@ -27,6 +27,9 @@ struct Arguments {
     /// MiB of the one large file.
     #[arg(long, default_value_t = 2048)]
     megabytes: u64,
+    /// The reference's `tar2ext4`, to be measured in the same run; else figures of another day count.
+    #[arg(long, value_name = "FILE")]
+    tar2ext4: Option<PathBuf>,
     /// How often each is run; the quickest counts.
     #[arg(long, default_value_t = 3)]
     runs: usize,
@@ -42,6 +45,8 @@ struct Arguments {
 const REFERENCE: [(&str, f64, u64); 2] =
     [("small files", 2.3, 150 << 20), ("one large file", 0.96, 150 << 20)];
 
+const TAR2EXT4: &str = "tar2ext4";
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if let Some((program, words)) = arguments.child.split_first() {
@@ -54,7 +59,7 @@ fn main() -> Result<()> {
     let mut figures = Vec::new();
     println!("| source | made by | seconds | against tar2ext4 | peak memory | image |");
     println!("|---|---|---:|---:|---:|---:|");
-    for (source, reference, _) in REFERENCE {
+    for (source, mut reference, _) in REFERENCE {
         let tree = room.path().join("tree");
         let tar = room.path().join("source.tar");
         std::fs::create_dir(&tree)?;
@@ -62,9 +67,18 @@ fn main() -> Result<()> {
             "small files" => small_files(&tar, &tree, arguments.files)?,
             _ => large_file(&tar, &tree, arguments.megabytes)?,
         }
-        for (name, words) in commands(&arguments.linkspan, &tar, &tree, room.path()) {
+        let theirs = arguments.tar2ext4.iter().map(|program| {
+            let image = room.path().join("image");
+            let words = [program.as_path(), Path::new("-i"), &tar, Path::new("-o"), &image];
+            (TAR2EXT4, words.map(|word| word.display().to_string()).to_vec())
+        });
+        let ours = commands(&arguments.linkspan, &tar, &tree, room.path());
+        for (name, words) in theirs.chain(ours) {
             let figure = measure(&words, room.path(), arguments.runs);
             let (seconds, peak, image) = figure.with_context(|| name.to_owned())?;
+            if name == TAR2EXT4 {
+                reference = seconds;
+            }
             let ratio = reference / seconds;
             println!(
                 "| {source} | {name} | {seconds:.2} | {ratio:.1} x | {} MiB | {} MiB |",

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use linkspan_layer::verity::VerityOptions;
 use linkspan_layer::{LayerBuilder, Options, Summary, build_image, vhd};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 use serde_json::json;
 
+use super::unnamed::Unnamed;
 use super::verity::Salt;
 use crate::error::{Context, Error};
 use crate::images::FormatName;
@@ -77,17 +77,14 @@ impl Build {
             label,
             ..Options::default()
         };
-        if !self.force && self.output.exists() {
-            let reason = format!("{} is there already; --force replaces it", self.output.display());
-            return Err(Error::input("--output", reason));
-        }
-        let file = unnamed_beside(&self.output)?;
-        let summary = self.build(&file, options, Progress::new(global))?;
+        let output = Unnamed::beside(&self.output, "--output", self.force)?;
+        let file = output.file();
+        let summary = self.build(file, options, Progress::new(global))?;
         if self.vhd {
-            let written = vhd::append_footer(&file, summary.uuid);
+            let written = vhd::append_footer(file, summary.uuid);
             written.context(|| "write the footer".into())?;
         }
-        place(&file, &self.output)?;
+        output.place()?;
         self.tell(&summary, global)
     }
 
@@ -129,31 +126,4 @@ impl Build {
         }
         Ok(0)
     }
-}
-
-/// A file in the same directory, which is gone if nobody names it.
-fn unnamed_beside(path: &Path) -> Result<File, Error> {
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = openat(CWD, directory, flags, Mode::from_raw_mode(0o644));
-    Ok(file.context(|| format!("make a file in {}", directory.display()))?.into())
-}
-
-/// Names it, in place of what had the name.
-fn place(file: &File, path: &Path) -> Result<(), Error> {
-    let open = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
-    let link = |target: &Path| linkat(CWD, &open, CWD, target, AtFlags::SYMLINK_FOLLOW);
-    let linked = match link(path) {
-        Err(rustix::io::Errno::EXIST) => {
-            let mut aside = path.as_os_str().to_owned();
-            aside.push(format!(".{}.new", std::process::id()));
-            let aside = PathBuf::from(aside);
-            link(&aside).map_err(io::Error::from).and_then(|()| std::fs::rename(&aside, path))
-        }
-        linked => linked.map_err(io::Error::from),
-    };
-    linked.context(|| format!("name {}", path.display()))
 }

@@ -13,7 +13,7 @@ use linkspan_host::Layers;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Report;
-use crate::options::{Process, VmOptions};
+use crate::options::{Process, VmOptions, Volume};
 
 pub(crate) use channel::{Channel, ChannelError, Receiver, Sender};
 
@@ -80,6 +80,7 @@ pub(crate) struct NewContainer {
     pub(crate) process: Process,
     pub(crate) hostname: Option<String>,
     pub(crate) scratch_mib: Option<u64>,
+    pub(crate) volumes: Vec<Volume>,
     /// It goes on without the client, and its output into a log.
     pub(crate) detach: bool,
     /// A detached one goes away when it has ended.

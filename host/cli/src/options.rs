@@ -76,6 +76,16 @@ pub(crate) struct VmOptions {
     /// Memory in MiB
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(1..))]
     pub(crate) memory_mib: u32,
+    /// How many layers may lie in its memory as persistent memory, in place of disks; those of a
+    /// multiple of 2 MiB do, and those that are made for it
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u32).range(..=128))]
+    #[serde(default)]
+    pub(crate) pmem: u32,
+    /// How many directories of this host its containers may have at a time; `run` without --uvm
+    /// sees to it by itself
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u32).range(..=16))]
+    #[serde(default)]
+    pub(crate) shares: u32,
     /// Virtual processors
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u32).range(1..))]
     pub(crate) cpus: u32,
@@ -106,6 +116,10 @@ impl VmOptions {
     /// Finds the boot image and makes every path absolute, so that another process with another
     /// directory and environment reads the same from it.
     pub(crate) fn resolve(mut self) -> Result<Self, Error> {
+        if self.vmm == Vmm::Loopback && self.pmem > 0 {
+            let reason = "is of QEMU's machines; --vmm loopback has no memory of its own";
+            return Err(Error::input("--pmem", reason));
+        }
         let image = boot_image::find(self.image.as_deref(), self.vmm.into())?;
         self.image = Some(absolute(image)?);
         Ok(self)
@@ -117,6 +131,8 @@ impl VmOptions {
             .backend(self.vmm.into())
             .memory_mib(self.memory_mib)
             .cpus(self.cpus)
+            .pmem(self.pmem)
+            .shares(self.shares)
             .accel(match self.accel {
                 Acceleration::Auto => Accel::Auto,
                 Acceleration::Kvm => Accel::Kvm,
@@ -140,6 +156,43 @@ impl VmOptions {
         }
         let builder = self.kernel_arg.iter().fold(builder, Builder::kernel_arg);
         self.qemu_arg.iter().fold(builder, Builder::qemu_arg)
+    }
+}
+
+/// A directory of this host in a container: `HOST:GUEST`, and `:ro` behind it for one that the
+/// container cannot change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Volume {
+    /// Absolute.
+    pub(crate) source: PathBuf,
+    pub(crate) target: String,
+    pub(crate) read_only: bool,
+}
+
+impl std::str::FromStr for Volume {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (rest, read_only) = match text.rsplit_once(':') {
+            Some((rest, "ro")) => (rest, true),
+            Some((rest, "rw")) => (rest, false),
+            _ => (text, false),
+        };
+        let form = || format!("{text:?} is not of the form HOST:GUEST[:ro]");
+        let (source, target) = rest.rsplit_once(':').ok_or_else(form)?;
+        if source.is_empty() {
+            return Err(form());
+        }
+        if !target.starts_with('/') || target.trim_matches('/').is_empty() {
+            return Err(format!("{target:?} is not an absolute path below the container's root"));
+        }
+        let source = std::path::absolute(source).map_err(|error| format!("{source}: {error}"))?;
+        match std::fs::metadata(&source) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Err(format!("{} is no directory", source.display())),
+            Err(error) => return Err(format!("{}: {error}", source.display())),
+        }
+        Ok(Self { source, target: target.to_owned(), read_only })
     }
 }
 
@@ -277,6 +330,29 @@ mod tests {
         let outer = |name: &str| (name == "HOME").then(|| "/root".to_owned());
         assert_eq!(variable("HOME", outer).unwrap(), Some(("HOME".into(), "/root".into())));
         assert_eq!(variable("OTHER", outer).unwrap(), None);
+    }
+
+    #[test]
+    fn a_volume_is_a_directory_here_and_an_absolute_path_there() {
+        let read = |text: &str| text.parse::<Volume>();
+        let volume = |source: &str, target: &str, read_only| {
+            Ok(Volume { source: source.into(), target: target.into(), read_only })
+        };
+        assert_eq!(read("/tmp:/data"), volume("/tmp", "/data", false));
+        assert_eq!(read("/tmp:/data:ro"), volume("/tmp", "/data", true));
+        assert_eq!(read("/tmp:/data:rw"), volume("/tmp", "/data", false));
+        for (text, part) in [
+            ("/tmp", "HOST:GUEST"),
+            (":/data", "HOST:GUEST"),
+            ("/tmp:data", "\"data\" is not an absolute"),
+            ("/tmp:/", "\"/\" is not an absolute"),
+            ("/tmp:ro", "HOST:GUEST"),
+            ("/dev/null:/x", "/dev/null is no directory"),
+            ("/no/where:/x:ro", "/no/where: No such"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -164,6 +164,10 @@ fn prepare(
     Ok(LayerImage { path, root_hash: Some(root) })
 }
 
+/// Layers are of a multiple of this many bytes, so that they can be persistent memory of a guest.
+/// What is behind their contents is a hole.
+const PIECE: u64 = 2 << 20;
+
 fn build(
     store: &Store,
     blob: &Descriptor,
@@ -203,6 +207,7 @@ fn build(
         return Err(Error::WrongDigest { expected: diff.clone(), found });
     }
     let summary = builder.finish().map_err(layer)?;
+    out.set_len(summary.bytes.next_multiple_of(PIECE)).at("write a layer for", &path)?;
     Ok((out, summary.verity.map(|verity| verity.root_hex())))
 }
 

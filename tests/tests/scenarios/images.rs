@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use linkspan_tests::{Backend, User, on_both_backends, rootfs};
+use linkspan_tests::{Backend, User, block_on, on_both_backends, rootfs};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -82,6 +82,23 @@ async fn image_runs_as_it_says_unless_told_otherwise(backend: Backend) {
     assert_eq!(said.out, "image mine 5 6\nfile\nupper\nnew\n", "{said:?}");
     assert_eq!((said.code, said.err.as_str()), (Some(4), ""));
 
+    if backend == Backend::Qemu {
+        // In the machine's memory, all three of them.
+        let root = "grep -o 'lowerdir=[^,]*' /proc/mounts; cat file";
+        let words =
+            ["--pmem", "3", "--verity", "--entrypoint", "", "three:1", "--", "sh", "-c", root];
+        let said = user.say(&run(&words), b"").await;
+        let expected = "lowerdir=/run/layers/p2:/run/layers/p1:/run/layers/p0\nupper";
+        let sorted = |text: &str| {
+            let (layers, rest) =
+                text.trim_start_matches("lowerdir=").split_once('\n').unwrap_or_default();
+            let mut layers: Vec<_> = layers.split(':').map(str::to_owned).collect();
+            // They are attached as they come.
+            layers.sort();
+            (layers, rest.to_owned())
+        };
+        assert_eq!(sorted(&said.out), sorted(expected), "{said:?}");
+    }
     let other = ["--layer-format", "erofs", "--entrypoint", "", "-u", "0", "-w", "/", "three:1"];
     let said = user.say(&run(&[&other[..], &["--", "sh", "-c", "id -u; pwd"]].concat()), b"").await;
     assert_eq!((said.code, said.out.as_str()), (Some(0), "0\n/\n"), "{said:?}");
@@ -93,8 +110,51 @@ async fn image_runs_as_it_says_unless_told_otherwise(backend: Backend) {
     assert!(user.left().iter().all(|path| path.starts_with("tmp/linkspan-0")), "{:?}", user.left());
 }
 
+/// A layer with a hash tree, with the usual root in it, and its root hash.
+fn pinned(directory: &Path) -> (String, String) {
+    let image = directory.join("pinned.ext4").to_str().unwrap().to_owned();
+    let root = rootfs();
+    let args = ["layer", "build", root.to_str().unwrap(), "--verity", "--json", "-o", &image];
+    let output = std::process::Command::new(linkspan_tests::cli()).args(args).output().unwrap();
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    (image, told["root_hash"].as_str().unwrap().to_owned())
+}
+
 #[test]
-fn layer_commands_make_check_and_mount_what_they_say() {
+fn a_root_hash_that_the_user_gives_is_what_the_guest_checks() {
+    block_on(async {
+        let user = User::of(Backend::Qemu);
+        let directory = tempfile::tempdir().unwrap();
+        let (image, root) = pinned(directory.path());
+        let other = format!("{}{}", if root.starts_with('0') { "1" } else { "0" }, &root[1..]);
+        let run = async |hashes: &[&str], more: &[&str]| {
+            let mut args = vec!["run"];
+            args.extend(more);
+            for hash in hashes {
+                args.extend(["--root-hash", hash]);
+            }
+            args.extend([&image, "--", "sh", "-c", "grep -c verity /proc/mounts; echo ran"]);
+            user.say(&args, b"").await
+        };
+        let said = run(&[&root], &["--pmem", "2"]).await;
+        assert_eq!((said.code, said.out.as_str()), (Some(0), "0\nran\n"), "{said:?}");
+        let said = run(&[&other], &[]).await;
+        assert_eq!(said.code, Some(125), "{said:?}");
+        assert!(said.err.contains("do not match the root hash") && said.err.contains(&other));
+        for (hashes, part) in [
+            (&[&*root, &*root][..], "given 2 times for 1 layers"),
+            (&["abc"][..], "\"abc\" is not 64"),
+        ] {
+            let said = run(hashes, &["--vmm", "loopback"]).await;
+            assert!(said.code == Some(125) && said.err.contains(part), "{said:?}");
+        }
+        let said = run(&[], &["--vmm", "loopback", "--pmem", "1"]).await;
+        assert!(said.code == Some(125) && said.err.contains("--pmem"), "{said:?}");
+    });
+}
+
+#[test]
+fn layer_commands_make_check_compare_and_take_apart_what_they_say() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(path("layer.tar"), layer(false, &[("file", "content"), (".wh.gone", "")]))
@@ -126,6 +186,31 @@ fn layer_commands_make_check_and_mount_what_they_say() {
         let found: Value = serde_json::from_str(&said.1).unwrap();
         assert_eq!(found["kind"], "fixed VHD");
         assert_eq!(found["verity"]["root_hash"], root);
+
+        let out = path(&format!("out.{format}"));
+        let said = linkspan(&["extract", &image, "-o", &out]);
+        assert_eq!(said.0, Some(0), "{said:?}");
+        assert_eq!(std::fs::read_to_string(format!("{out}/file")).unwrap(), "content");
+        let again = linkspan(&["extract", &image, "-o", &out]);
+        assert!(again.0 == Some(125) && again.2.contains("not empty"), "{again:?}");
+        assert_eq!(linkspan(&["diff", &image, &out]), (Some(0), String::new(), String::new()));
+        assert_eq!(linkspan(&["diff", "--whiteouts", &tar, &image]).0, Some(0));
+        std::fs::write(format!("{out}/file"), "changed").unwrap();
+        let said = linkspan(&["diff", "--ignore", "time", &image, &out]);
+        assert_eq!(said.1, "~ file  content 7 bytes -> 7 bytes, others\n");
+        assert_eq!(said.0, Some(1));
+        let said = linkspan(&["--json", "diff", &image, &out]);
+        let found: Value = serde_json::from_str(&said.1).unwrap();
+        assert_eq!(
+            (&found["same"], &found["differences"][0]["path"]),
+            (&json!(false), &json!("file"))
+        );
+        let said = linkspan(&["diff", &image, &path("missing")]);
+        assert!(said.0 == Some(2) && said.2.contains("missing"), "{said:?}");
+        let again = path(&format!("again.{format}.tar"));
+        let said = linkspan(&["extract", &image, "--tar", &again, "--whiteouts", "oci"]);
+        assert_eq!(said.0, Some(0), "{said:?}");
+        assert_eq!(linkspan(&["diff", "--whiteouts", &again, &image]).0, Some(0));
 
         std::fs::create_dir(&mount).unwrap();
         let said = linkspan(&["mount", &image, &mount]);

@@ -3,9 +3,12 @@
 use std::fs;
 
 use linkspan_host::{ContainerBuilder, Layers, ProcessSpec, Stdio};
-use linkspan_tests::{Backend, layer_image, machine, on_both_backends, unique};
+use linkspan_tests::{Backend, User, layer_image, machine, on_both_backends, unique};
 
-on_both_backends!(alone: directories_of_this_host_are_shared_and_let_go);
+on_both_backends!(alone:
+    directories_of_this_host_are_shared_and_let_go,
+    volumes_of_the_command_line_are_shares,
+);
 
 async fn output(container: ContainerBuilder) -> (String, String) {
     let container = container.create().await.unwrap();
@@ -52,4 +55,42 @@ async fn directories_of_this_host_are_shared_and_let_go(backend: Backend) {
         assert!(error.contains("all 2 ports"), "{error}");
     }
     uvm.terminate().await;
+}
+
+async fn volumes_of_the_command_line_are_shares(backend: Backend) {
+    let user = User::of(backend);
+    let (open, fixed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(fixed.path().join("given"), "by the host\n").unwrap();
+    let volumes = [
+        format!("{}:/open", open.path().display()),
+        format!("{}:/deep/fixed:ro", fixed.path().display()),
+    ];
+    let options = ["-v", &volumes[0], "-v", &volumes[1]];
+    let script =
+        ["sh", "-c", "cat /deep/fixed/given; echo mine > /open/made; echo x > /deep/fixed/x"];
+    let said = user.run(&options, &script, b"").await;
+    assert_eq!(said.out, "by the host\n", "{said:?}");
+    assert!(said.err.contains("Read-only file system"), "{said:?}");
+    assert_eq!(fs::read_to_string(open.path().join("made")).unwrap(), "mine\n");
+    assert!(!fixed.path().join("x").exists());
+    let said = user.run(&["-v", "/no/where:/x"], &["true"], b"").await;
+    assert!(said.code == Some(125) && said.err.contains("/no/where"), "{said:?}");
+
+    // A machine that stays has room for as many as it was started with.
+    let start = [&["uvm", "start", "sharing", "--shares", "1"][..], &user.vmm()].concat();
+    assert_eq!(user.say(&start, b"").await.code, Some(0));
+    let root = linkspan_tests::rootfs();
+    let run = |more: &[&str]| {
+        let head = ["run", "--uvm", "sharing", "-v", &volumes[0]];
+        let tail = [root.to_str().unwrap(), "--", "cat", "/open/made"];
+        [&head[..], more, &tail].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let said = user.say(&run(&[]).iter().map(String::as_str).collect::<Vec<_>>(), b"").await;
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "mine\n"), "{said:?}");
+    if backend == Backend::Qemu {
+        let many = run(&["-v", &volumes[1]]);
+        let said = user.say(&many.iter().map(String::as_str).collect::<Vec<_>>(), b"").await;
+        assert!(said.code == Some(125) && said.err.contains("all 1 ports"), "{said:?}");
+    }
+    assert_eq!(user.say(&["uvm", "stop", "sharing"], b"").await.code, Some(0));
 }

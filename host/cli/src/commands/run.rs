@@ -12,7 +12,7 @@ use crate::attend::{Local, attend, streams, take_orders};
 use crate::control::{LayerFile, NewContainer, Request};
 use crate::error::Error;
 use crate::images::ImageOptions;
-use crate::options::{Global, Process, ProcessOptions, VmOptions, Vmm};
+use crate::options::{Global, Process, ProcessOptions, VmOptions, Vmm, Volume};
 use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::signals::Signals;
@@ -44,6 +44,8 @@ Examples:
   linkspan run -it --memory-mib 1024 ./rootfs sh
   tar c src | linkspan run -i rootfs.ext4 -- tar t
   linkspan run -p 8080:80 ./rootfs -- httpd -f -h /srv
+  linkspan run -v $PWD:/src:ro ./rootfs -- ls /src
+  linkspan run --pmem 8 --root-hash $(linkspan layer verity root app.erofs) app.erofs -- /app
   linkspan run --uvm dev -d --name web ./rootfs -- httpd -f")]
 pub(crate) struct Run {
     #[command(flatten)]
@@ -59,6 +61,19 @@ pub(crate) struct Run {
     /// Size of the disk that takes what the container writes, in MiB
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..), help_heading = "Container")]
     scratch_mib: Option<u64>,
+    /// Show a directory of this host in it, with :ro one that it cannot change
+    ///
+    /// Under QEMU by virtio-fs, for which this host needs virtiofsd and root. A named utility VM has
+    /// room for as many at a time as `uvm start --shares` says.
+    #[arg(short, long, value_name = "HOST:GUEST[:ro]", help_heading = "Container")]
+    volume: Vec<Volume>,
+    /// What the root hash of its layer has to be: the guest refuses any other, and checks each block
+    /// that it reads
+    ///
+    /// The layer has to be an image with a hash tree (`linkspan layer build --verity`). Once for each
+    /// layer, the lowest first. For container images, --verity does the like without being told.
+    #[arg(long, value_name = "HEX", help_heading = "Container")]
+    root_hash: Vec<String>,
     /// Its network: QEMU's user network, by which it reaches what this host reaches, or none
     #[arg(long, value_enum, value_name = "NET", help_heading = "Container")]
     net: Option<Net>,
@@ -68,8 +83,8 @@ pub(crate) struct Run {
     publish: Vec<PortForward>,
     /// Run it in this named utility VM, whose options then are its own
     #[arg(long, value_name = "NAME", help_heading = "Container", conflicts_with_all = [
-        "memory_mib", "cpus", "accel", "vmm", "boot_timeout", "log_level", "kernel_arg", "qemu_arg",
-        "net", "publish",
+        "memory_mib", "pmem", "shares", "cpus", "accel", "vmm", "boot_timeout", "log_level",
+        "kernel_arg", "qemu_arg", "net", "publish",
     ])]
     uvm: Option<String>,
     /// Leave it running, print its id; see `linkspan logs`, `linkspan wait`
@@ -110,7 +125,8 @@ impl Run {
         }
         self.check_network()?;
         let progress = Progress::new(global);
-        let root = self.images.find(&self.root, progress)?;
+        let mut root = self.images.find(&self.root, progress)?;
+        pin(&mut root.layers, &self.root_hash)?;
         let entrypoint = self.images.entrypoint.as_deref();
         let process = self.process.process_of(&root.process, entrypoint, &self.command)?;
         let mut signals = Signals::take_over()?;
@@ -146,7 +162,9 @@ impl Run {
         signals: &mut Signals,
     ) -> Result<u32, Error> {
         let progress = Progress::new(global);
-        let vm = self.vm.resolve()?;
+        let mut vm = self.vm.resolve()?;
+        let wanted = u32::try_from(self.volume.len()).unwrap_or(u32::MAX);
+        vm.shares = vm.shares.max(wanted);
         let id = self.name.unwrap_or_else(container_id::random);
         let layers = LayerFile::stack(layers);
         let mut layers = layers.ok_or_else(|| Error::input("IMAGE", "has no layers"))?;
@@ -154,7 +172,8 @@ impl Run {
             layers = layers.scratch_mib(size);
         }
         let network = vm.vmm == Vmm::Qemu && self.net != Some(Net::None);
-        let container = Plan { id, layers, hostname: self.hostname, network, process };
+        let (hostname, volumes) = (self.hostname, self.volume);
+        let container = Plan { id, layers, hostname, volumes, network, process };
         let booting = progress.spinner("booting the utility VM");
         let mut builder = vm.builder(&container.id);
         if network {
@@ -188,6 +207,7 @@ impl Run {
             process,
             hostname: self.hostname,
             scratch_mib: self.scratch_mib,
+            volumes: self.volume,
             detach: self.detach,
             remove: self.rm,
         });
@@ -206,11 +226,35 @@ impl Run {
     }
 }
 
+/// Says what the layers of a root have to be, which may know it themselves.
+fn pin(layers: &mut [LayerFile], hashes: &[String]) -> Result<(), Error> {
+    if hashes.is_empty() {
+        return Ok(());
+    }
+    if hashes.len() != layers.len() {
+        let (given, there) = (hashes.len(), layers.len());
+        let reason = format!("is given {given} times for {there} layers; once for each is right");
+        return Err(Error::input("--root-hash", reason));
+    }
+    for (layer, hash) in layers.iter_mut().zip(hashes) {
+        let path = layer.path.display();
+        match &layer.root_hash {
+            Some(known) if !known.eq_ignore_ascii_case(hash) => {
+                let reason = format!("{hash} is not that of {path}, which is {known}");
+                return Err(Error::input("--root-hash", reason));
+            }
+            _ => layer.root_hash = Some(hash.clone()),
+        }
+    }
+    Ok(())
+}
+
 /// The container of a utility VM of its own.
 struct Plan {
     id: String,
     layers: Layers,
     hostname: Option<String>,
+    volumes: Vec<Volume>,
     network: bool,
     process: Process,
 }
@@ -232,6 +276,9 @@ impl Plan {
             });
         if let Some(hostname) = self.hostname {
             builder = builder.hostname(hostname);
+        }
+        for Volume { source, target, read_only } in self.volumes {
+            builder = builder.share(source, target, read_only);
         }
         let container = signals.interrupt(builder.create()).await?;
         let local = Local { terminal: self.process.terminal.is_some(), stdin: self.process.stdin };

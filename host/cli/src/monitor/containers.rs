@@ -21,7 +21,7 @@ use super::{milliseconds, since_1970};
 use crate::container_id;
 use crate::control::{ContainerEntry, LayerFile, NewContainer, State};
 use crate::error::Error;
-use crate::options::Process;
+use crate::options::{Process, Volume};
 
 /// How long a process has to end after it was asked to, and again after it was made to.
 const GRACE: Duration = Duration::from_secs(10);
@@ -273,6 +273,9 @@ async fn start(
     let mut builder = uvm.container(id, layers).process(new.process.spec()).on_progress(progress);
     if let Some(hostname) = new.hostname {
         builder = builder.hostname(hostname);
+    }
+    for Volume { source, target, read_only } in new.volumes {
+        builder = builder.share(source, target, read_only);
     }
     let container = builder.create().await?;
     match container.start(new.process.stdio()).await {

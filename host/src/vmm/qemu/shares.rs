@@ -61,7 +61,11 @@ impl Shares {
             problem(format!("there is no virtiofsd here (Debian's package {packages})"))
         })?;
         let port = self.take().ok_or_else(|| {
-            problem(format!("all {} ports for shares are in use (Builder::shares)", self.ports))
+            let ports = self.ports;
+            problem(format!(
+                "all {ports} ports for shares are in use; how many there are is said when the \
+                 machine is started (shares)"
+            ))
         })?;
         let this = self.clone();
         // To the end, even if nobody waits any more.

@@ -42,7 +42,7 @@ async fn a_killed_agent_is_replaced_and_pending_calls_are_told(backend: Backend)
 }
 
 /// The one whose parent is the supervisor, which is the first process.
-async fn agent_among(vm: &Vm, agents: &[u32]) -> u32 {
+pub(crate) async fn agent_among(vm: &Vm, agents: &[u32]) -> u32 {
     for &pid in agents {
         let path = format!("/proc/{pid}/stat");
         let stat = vm.command("/bin/busybox").args(["cat", &path]).output().await.unwrap();

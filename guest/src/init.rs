@@ -4,8 +4,12 @@
 //! mounts ─> vsock modules ─> agent starts and dials ─┐
 //!                     └─> storage modules ─> ready ─ ┴─> storage requests are served
 //! ```
+//!
+//! An agent of somebody else's may want its devices under VMBus names (`vmbus`), and is then started
+//! when they are there.
 
 mod mounts;
+mod vmbus;
 
 use std::fs;
 use std::io::{self, Write};
@@ -79,6 +83,15 @@ pub fn run(args: Vec<String>) -> io::Result<u8> {
     let rest = std::cell::Cell::new(Some((ready_read, ready_write)));
     let foreign =
         fs::read_to_string(FOREIGN_AGENT).ok().and_then(|text| ForeignAgent::parse(&text));
+    if foreign.is_some() && vmbus::is_wanted() {
+        // Such an agent looks for its devices once, and does not wait for them.
+        load_storage();
+        load_modules("network");
+        rest.take();
+        if let Err(error) = vmbus::present() {
+            say(&format!("no VMBus names: {error}"));
+        }
+    }
     let defaults = if own.is_some() { Arguments::of_gcs() } else { Arguments::default() };
     let mut flags = own.unwrap_or_default();
     flags.extend(options.agent_arguments());

@@ -3,6 +3,7 @@
 mod combined_layers;
 mod mapped_directory;
 mod mapped_virtual_disk;
+mod security_policy;
 mod vpmem_device;
 
 use linkspan_protocol::message::{ContainerId, ModifyRequest, ModifyTarget};
@@ -70,6 +71,7 @@ pub(crate) async fn modify(uvm: &Uvm, target: &ContainerId, request: ModifyReque
             .headroom
             .apply()
             .map_err(|source| Error::Io { what: "limit containers' memory".to_owned(), source }),
+        (Resource::SecurityPolicy(policy), _) => security_policy::set(uvm, &policy),
         (Resource::ContainerConstraints(_), _) => Err(Error::NoContainer(target.to_string())),
         (resource, modify) => {
             Err(Error::NotSupported(format!("{} of {}", modify.as_str(), resource.name())))

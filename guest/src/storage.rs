@@ -14,7 +14,7 @@ mod share;
 mod verity;
 
 pub(crate) use devices::{
-    DeviceEvents, Devices, DiskAddress, appear, appear_slowly, appear_within,
+    DeviceEvents, Devices, DiskAddress, appear, appear_slowly, appear_within, vmbus_controllers,
 };
 pub(crate) use disk::{DiskMount, propagation, unlink};
 pub(crate) use mount::{Made, MountPoint, make_directory, remove_tree, unmount, unmount_all};

@@ -41,6 +41,8 @@ pub(crate) struct Uvm {
     pub(crate) headroom: Headroom,
     /// Tells when a container has not enough.
     oom: OomWatch,
+    /// A security policy has been taken.
+    pub(crate) has_policy: Cell<bool>,
     /// True once pid 1 has loaded all modules.
     ready: watch::Receiver<bool>,
     /// When the first host was answered, since the kernel's start.
@@ -75,8 +77,9 @@ impl Uvm {
         headroom: Headroom,
         oom: OomWatch,
     ) -> Self {
-        let (reaper, mounted, pods, networks, device_rules, negotiated, containers, external) =
+        let (reaper, mounted, pods, networks, device_rules, has_policy, negotiated) =
             Default::default();
+        let (containers, external) = Default::default();
         Self {
             host,
             runtime,
@@ -88,6 +91,7 @@ impl Uvm {
             device_rules,
             cgroup,
             notifications,
+            has_policy,
             ready,
             connected: watch::Sender::new(false),
             headroom,

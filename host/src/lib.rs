@@ -39,6 +39,7 @@
 //! | `layer_cache` | images of directories that never change |
 //! | `verity` | root hashes that a caller pins |
 //! | `bridge` | the protocol's client over the guest's connections |
+//! | `boot_ports` | random bytes for a booting guest, and its log |
 //! | `network` | the user network of a machine under QEMU |
 //! | [`relay`] | moves bytes between a process's streams and files |
 //! | [`boot_image`] | where boot images lie |
@@ -48,6 +49,7 @@
 
 mod attachments;
 pub mod boot_image;
+mod boot_ports;
 mod bridge;
 mod container;
 pub mod doctor;

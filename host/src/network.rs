@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use linkspan_protocol::resource::{IpConfig, Network, Route};
+use linkspan_protocol::resource::{IpConfig, Network, Route, instance_of};
 
 /// What of a port is forwarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -91,13 +91,12 @@ impl UserNetwork {
     const GATEWAY: &'static str = "10.0.2.2";
     const NAMES: &'static str = "10.0.2.3";
     pub(crate) const NAMESPACE: &'static str = "6c696e6b-7370-616e-0000-000000000001";
-    const ADAPTER: &'static str = "6c696e6b-7370-616e-0000-000000000002";
 
     /// What the guest is told of the adapter.
     pub(crate) fn adapter() -> Network {
         Network {
             namespace_id: Self::NAMESPACE.to_owned(),
-            id: Self::ADAPTER.to_owned(),
+            id: instance_of(Self::MAC).unwrap_or_default(),
             mac_address: Self::MAC.replace(':', "-").to_uppercase(),
             dns_server_list: Self::NAMES.to_owned(),
             ip_configs: vec![IpConfig { ip_address: Self::ADDRESS.to_owned(), prefix_length: 24 }],

@@ -40,6 +40,7 @@ pub struct ImageBuilder<'k> {
     kernel: &'k KernelPackage,
     agent: PathBuf,
     foreign: Option<ForeignAgent>,
+    vmbus: bool,
     modules: Modules,
     form: ModuleForm,
     compression: Compression,
@@ -82,6 +83,7 @@ impl<'k> ImageBuilder<'k> {
             kernel,
             agent: agent.into(),
             foreign: None,
+            vmbus: false,
             modules: Modules::default(),
             form: ModuleForm::default(),
             compression: Compression::default(),
@@ -95,6 +97,14 @@ impl<'k> ImageBuilder<'k> {
     #[must_use]
     pub fn foreign_agent(mut self, agent: ForeignAgent) -> Self {
         self.foreign = Some(agent);
+        self
+    }
+
+    /// Has `/init` give virtio devices the names that they would have on VMBus before it starts the
+    /// other agent: for one that was written for Hyper-V and looks for its devices nowhere else.
+    #[must_use]
+    pub fn vmbus_compat(mut self, wanted: bool) -> Self {
+        self.vmbus = wanted;
         self
     }
 
@@ -234,6 +244,10 @@ impl<'k> ImageBuilder<'k> {
             tree.add(foreign.guest_path.as_str(), node, Category::Agent, origin)?;
             let config = Node::File { mode: 0o644, data: foreign.config()?.into_bytes() };
             tree.add("/etc/linkspan/agent", config, Category::Other, "the agent to run")?;
+        }
+        if self.vmbus {
+            let marker = Node::File { mode: 0o644, data: Vec::new() };
+            tree.add("/etc/linkspan/vmbus", marker, Category::Other, "the wish for VMBus names")?;
         }
         progress::step(on_event, Step::Modules, None, |advance| {
             self.add_modules(&mut tree, advance)

@@ -26,6 +26,7 @@
 //! | `/lib/modules/<release>/*.ko`    | kernel modules, uncompressed, in one flat directory        |
 //! | `/etc/linkspan/modules/<group>`  | paths to load, in order, dependencies first, one a line    |
 //! | `/etc/linkspan/agent`            | only with a [`ForeignAgent`]: its path, then one argument a line |
+//! | `/etc/linkspan/vmbus`            | only if that agent is to find VMBus names: nothing         |
 //! | `/dev/console`                   | 5:1, for the kernel opens it before anything is mounted    |
 //!
 //! Every group is complete by itself, so two groups may name the same module; a loader skips the

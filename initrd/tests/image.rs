@@ -173,6 +173,17 @@ fn a_foreign_agent_comes_with_its_command_line() {
     let entries = built(&scene, &plain(&kernel, &scene).foreign_agent(foreign));
     assert_eq!(entries["etc/linkspan/agent"].data, b"/bin/gcs\n-v4\ntwo words\n");
     assert_eq!(entries["bin/gcs"].mode, 0o100755);
+    assert!(!entries.contains_key("etc/linkspan/vmbus"));
+}
+
+#[test]
+fn an_agent_that_wants_vmbus_names_is_noted() {
+    let scene = Scene::new();
+    let kernel = scene.tree();
+    let file = scene.write("gcs", &support::executable(None), 0o755);
+    let foreign = ForeignAgent::new(file, Vec::new()).unwrap();
+    let builder = plain(&kernel, &scene).foreign_agent(foreign).vmbus_compat(true);
+    assert_eq!(built(&scene, &builder)["etc/linkspan/vmbus"].data, b"");
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub use container_constraints::ContainerConstraints;
 pub use device::{ScsiDevice, VpciDevice, VpmemDevice, VpmemMapping};
 pub use mapped_directory::MappedDirectory;
 pub use mapped_virtual_disk::{MappedVirtualDisk, VerityInfo};
-pub use network::{IpConfig, Network, Route};
+pub use network::{IpConfig, Network, Route, instance_of};
 pub use windows::{HvSocket, NetworkNamespace, NetworkNamespaceResource};
 
 use crate::DecodeError;

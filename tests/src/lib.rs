@@ -31,7 +31,7 @@ pub use cli::{Said, User};
 pub use flaky::{Dice, Flaky};
 pub use guest::GuestState;
 pub use linkspan_host::Backend;
-pub use machine::{agent, layer_image, machine};
+pub use machine::{agent, layer_image, machine, machine_with_vmbus_names};
 pub use places::{cli, image, rootfs};
 pub use remains::{Remains, pid_in};
 pub use sandbox::{Sandbox, unique};

@@ -62,6 +62,12 @@ pub(crate) enum Devices {
     Directory(PathBuf),
 }
 
+/// What this machine's virtio controllers would be called on VMBus, with the kernel's numbers of
+/// them.
+pub(crate) fn vmbus_controllers() -> Vec<(&'static str, u32)> {
+    Sysfs::SYSTEM.vmbus_controllers().collect()
+}
+
 impl Devices {
     /// The block device of a disk, once it is there.
     pub(crate) async fn disk(&self, address: DiskAddress) -> Result<PathBuf> {

@@ -1,5 +1,6 @@
 //! The subcommands, a module each.
 
+pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod conform;
 pub(crate) mod decode;

@@ -77,6 +77,7 @@ enum Command {
     Replay(commands::replay::Replay),
     Decode(commands::decode::Decode),
     Simulate(commands::simulate::Simulate),
+    Bench(Box<commands::bench::Bench>),
     Completions(commands::completions::Completions),
     Version(commands::version::Version),
 }
@@ -147,6 +148,7 @@ fn run(cli: Cli) -> Result<u32, Error> {
             Command::Replay(replay) => replay.run(&global).await,
             Command::Decode(decode) => decode.run(&global),
             Command::Simulate(simulate) => simulate.run(&global),
+            Command::Bench(bench) => bench.run(&global).await,
             Command::Completions(_) | Command::Version(_) => Ok(0),
         }
     });

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use linkspan_protocol::message::{ContainerId, Create, Start, UvmDocument};
 use linkspan_protocol::port;
+use linkspan_protocol::resource::Network;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::UtilityVm;
+use crate::boot_ports;
 use crate::bridge::Bridge;
 use crate::error::Context;
 use crate::network::{PortForward, UserNetwork};
@@ -250,6 +252,7 @@ impl Builder {
         let has_network = self.network.is_some();
         let began = std::time::Instant::now();
         let connected = async {
+            boot_ports::serve(&name, &vmm).await;
             let mut listener = vmm.listen(port::BRIDGE, Accept::Many).await?;
             let Some(stream) = listener.accept().await else {
                 // A machine that ends takes its vsock along, and says why a little later.
@@ -288,8 +291,9 @@ impl Builder {
     pub async fn start_exported(self, path: impl Into<PathBuf>) -> Result<Machine> {
         let (name, path) = (self.name.clone(), path.into());
         check_export(&path)?;
+        let adapter = self.network.is_some().then(UserNetwork::adapter);
         let vmm = self.start_machine(Some(path)).await?;
-        Ok(Machine { name, vmm })
+        Ok(Machine { name, vmm, adapter })
     }
 
     async fn start_machine(self, export: Option<PathBuf>) -> Result<Arc<dyn Vmm>> {
@@ -401,6 +405,7 @@ fn boot_error(name: &str, vmm: &dyn Vmm, reason: String) -> Error {
 pub struct Machine {
     name: String,
     vmm: Arc<dyn Vmm>,
+    adapter: Option<Network>,
 }
 
 impl Machine {
@@ -412,6 +417,11 @@ impl Machine {
     /// The machine: its console, its description, its disks.
     pub fn vmm(&self) -> &dyn Vmm {
         &*self.vmm
+    }
+
+    /// What its guest has to be told of the adapter to the user network, if it has that.
+    pub fn adapter(&self) -> Option<&Network> {
+        self.adapter.as_ref()
     }
 
     /// Listens on a port that is not exported to the other host yet; see [`Vmm::listen`].

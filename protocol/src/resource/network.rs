@@ -53,6 +53,23 @@ pub struct Network {
     pub settings: Option<Value>,
 }
 
+/// The VMBus instance under which Linkspan's guest presents the virtio adapter with a MAC address, if
+/// its image is for an agent that looks for VMBus instances: six bytes in hexadecimal, parted by
+/// colons or dashes.
+///
+/// ```
+/// use linkspan_protocol::resource::instance_of;
+///
+/// let instance = instance_of("02:4C:53:00:00:01");
+/// assert_eq!(instance.as_deref(), Some("6c696e6b-7370-616e-0000-024c53000001"));
+/// ```
+pub fn instance_of(mac_address: &str) -> Option<String> {
+    let parts: Vec<&str> = mac_address.split([':', '-']).collect();
+    let hex = |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_address = parts.len() == 6 && parts.iter().all(hex) && parts != ["00"; 6];
+    is_address.then(|| format!("6c696e6b-7370-616e-0000-{}", parts.concat().to_ascii_lowercase()))
+}
+
 /// An address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

@@ -30,6 +30,18 @@ impl<D: std::fmt::Debug> Broken<D> {
     }
 }
 
+/// The defect of that name.
+///
+/// # Errors
+/// When there is none: the names that there are.
+pub fn named<D: std::fmt::Debug + Copy>(all: &[Broken<D>], name: &str) -> Result<D, String> {
+    let names: Vec<String> = all.iter().map(|broken| format!("{:?}", broken.defect)).collect();
+    match names.iter().position(|known| known == name) {
+        Some(at) => Ok(all[at].defect),
+        None => Err(format!("there is no defect {name:?}; there are {}", names.join(", "))),
+    }
+}
+
 /// The defects of one kind of peer, and all of them with what should tell.
 macro_rules! defects {
     ($kind:literal; $($name:ident $what:literal => [$($id:literal)*];)*) => {

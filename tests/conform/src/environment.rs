@@ -17,6 +17,15 @@ pub struct DiskAddress {
     pub lun: u8,
 }
 
+/// How a network adapter is named to an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nic {
+    /// Its id: what an agent on VMBus looks for, or a PCI address.
+    pub id: String,
+    /// `XX-XX-XX-XX-XX-XX`, what other agents look for; may be empty.
+    pub mac: String,
+}
+
 /// What checks may use. The default is nothing.
 #[derive(Clone, Debug)]
 pub struct Environment {
@@ -30,8 +39,8 @@ pub struct Environment {
     pub blank_disk: Option<DiskAddress>,
     /// The words that run a script in the utility VM's root, but for the script: `/bin/sh -c`.
     pub shell: Vec<String>,
-    /// The id of a network adapter that nobody uses.
-    pub nic: Option<String>,
+    /// A network adapter that nobody uses.
+    pub nic: Option<Nic>,
     /// What has come on the log port.
     pub log: Log,
     /// How long what must not come is waited for.
@@ -91,6 +100,13 @@ impl Default for Environment {
             log: Log::default(),
             silence: Duration::from_millis(400),
         }
+    }
+}
+
+/// An environment in which a layer lies at a path in the guest, if there is one.
+impl From<Option<String>> for Environment {
+    fn from(layer: Option<String>) -> Self {
+        Self { layer, ..Self::default() }
     }
 }
 

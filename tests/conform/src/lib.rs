@@ -18,6 +18,7 @@
 //! | `run`         | statement by statement, within limits                               |
 //! | `transcript`  | what went over the wire, decoded; `report`: what is told of it      |
 //! | `simulation`  | both ends under a seeded scheduler with faults, in virtual time     |
+//! | `hindsight`   | what a recording tells of a guest                                   |
 //! | `capture`     | pcapng captures; `record`: between a host and a guest; `replay`: one side again |
 //! | `simulated`   | a guest in this process, right or with a defect: what the harness is tried on |
 //! | `wire`        | frames and documents by hand                                        |
@@ -28,8 +29,10 @@ pub mod container;
 pub mod driven;
 pub mod environment;
 pub mod guest;
+pub mod hindsight;
 pub mod host;
 pub mod inner;
+pub mod load;
 pub mod machine;
 mod observer;
 pub mod record;

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use hyperv_socket::Local;
 use linkspan_host::vmm::{Disk, ScsiAddress};
 use linkspan_host::{Builder, Machine};
+use linkspan_protocol::port;
 use tempfile::TempDir;
 
-use crate::environment::{DiskAddress, Environment};
+use crate::environment::{DiskAddress, Environment, Log, Nic};
 use crate::target::{Listen, Target};
 
 /// A running machine whose agent dials the harness.
@@ -41,7 +42,8 @@ const BLANK: u64 = 64 << 20;
 
 impl Bench {
     /// Starts a machine and attaches disks: a root file system, another with little in it, and a
-    /// blank one.
+    /// blank one. If the machine has an adapter, the environment has it; the agent's log is
+    /// listened to.
     ///
     /// # Errors
     /// When it does not start, or `rootfs` is none.
@@ -58,9 +60,13 @@ impl Bench {
         let second = image_of(small.path())?;
         let blank = tempfile::tempfile()?;
         blank.set_len(BLANK)?;
-        let mut target = Target::listen(Listen::Socket(local));
+        let listen = Listen::Socket(local);
         // Before the machine, so that its agent finds somebody at once.
+        let log = Log::default();
+        log.listen(&listen).await?;
+        let mut target = Target::listen(listen);
         target.open().await?;
+        let builder = builder.agent_arg(format!("-log-port={}", port::LOG));
         let machine = builder.start_exported(&base).await?;
         for (lun, file, read_only) in [(0, layer, true), (1, second, true), (2, blank, false)] {
             let size = file.metadata()?.len();
@@ -68,10 +74,14 @@ impl Bench {
             machine.vmm().attach_disk(address, Disk { file, size, read_only }).await?;
         }
         let disk = |lun| Some(DiskAddress { controller: 0, lun });
+        let nic =
+            machine.adapter().map(|nic| Nic { id: nic.id.clone(), mac: nic.mac_address.clone() });
         let environment = Environment {
             layer_disk: disk(0),
             second_layer: disk(1),
             blank_disk: disk(2),
+            nic,
+            log,
             ..Environment::default()
         };
         Ok((Self { machine, _sockets: sockets }, target, environment))

@@ -1,5 +1,5 @@
-//! A guest agent within this process, whose containers are simulated: what the harness itself is
-//! tried on. It can be given one [`Defect`].
+//! A guest agent whose containers are simulated: what the harness itself is tried on, within its
+//! process or as the program `simulated-guest`. It can be given one [`Defect`].
 //!
 //! It stands on the protocol's own [`Server`]; what a defect does to frames is done to them
 //! afterwards.
@@ -18,19 +18,57 @@ use hyperv_socket::Stream;
 use linkspan_protocol::frame::GUEST_LIMIT;
 use linkspan_protocol::message::{Capabilities, Empty, SchemaVersion};
 use linkspan_protocol::{MessageType, Server, ServerOptions, port};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
 pub use defect::{BROKEN, Defect};
 
+use crate::host::HostAddress;
 use crate::inner::Network;
 use crate::wire::frame;
 use state::State;
 
+/// How a guest dials its host.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// Within this process.
+    Inner(Network),
+    /// Over sockets.
+    Socket(HostAddress),
+    /// Not at all.
+    Nowhere,
+}
+
+/// How long a guest waits before it dials a host again that does not listen.
+const REDIAL: Duration = Duration::from_millis(20);
+
+impl Way {
+    async fn dial(&self, port: u32) -> io::Result<Stream> {
+        match self {
+            Self::Inner(network) => network.dial(port),
+            Self::Socket(address) => address.dial(port).await,
+            Self::Nowhere => Err(io::ErrorKind::ConnectionRefused.into()),
+        }
+    }
+
+    async fn dial_until_heard(&self, port: u32) -> io::Result<Stream> {
+        loop {
+            match self {
+                Self::Inner(network) => return network.dial_until_heard(port).await,
+                Self::Nowhere => return std::future::pending().await,
+                Self::Socket(address) => match address.dial(port).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(_) => tokio::time::sleep(REDIAL).await,
+                },
+            }
+        }
+    }
+}
+
 /// The guest. Runs on a `LocalSet`.
 pub struct Guest {
-    network: Network,
+    way: Way,
     pub(crate) defect: Option<Defect>,
     pub(crate) server: RefCell<Server>,
     pub(crate) outgoing: Notify,
@@ -44,8 +82,8 @@ impl std::fmt::Debug for Guest {
 }
 
 impl Guest {
-    /// A guest that will dial over that network.
-    pub fn new(network: Network, defect: Option<Defect>) -> Rc<Self> {
+    /// A guest that will dial that way.
+    pub fn new(way: Way, defect: Option<Defect>) -> Rc<Self> {
         let mut capabilities = Capabilities::linux();
         match defect {
             Some(Defect::ForeignSystem) => capabilities.runtime_os_type = "Windows".to_owned(),
@@ -62,7 +100,7 @@ impl Guest {
         };
         let options = ServerOptions { capabilities, request_limit, module_name: "simulated" };
         Rc::new(Self {
-            network,
+            way,
             defect,
             server: RefCell::new(Server::new(options)),
             outgoing: Notify::new(),
@@ -74,31 +112,39 @@ impl Guest {
         self.defect == Some(defect)
     }
 
-    pub(crate) fn dial(&self, port: u32) -> io::Result<Stream> {
-        self.network.dial(port)
+    pub(crate) async fn dial(&self, port: u32) -> io::Result<Stream> {
+        self.way.dial(port).await
     }
 
-    /// Serves hosts for ever.
+    /// Dials hosts and serves them, for ever.
     ///
     /// # Errors
     /// When there are no sockets to be had.
     pub async fn run(self: Rc<Self>) -> io::Result<()> {
         loop {
-            let stream = match self.network.dial(port::BRIDGE) {
+            let stream = match self.way.dial(port::BRIDGE).await {
                 Ok(stream) => stream,
                 Err(_) if self.has(Defect::SlowRedial) => {
                     tokio::time::sleep(Duration::from_secs(6)).await;
                     continue;
                 }
-                Err(_) => self.network.dial_until_heard(port::BRIDGE).await?,
+                Err(_) => self.way.dial_until_heard(port::BRIDGE).await?,
             };
-            let _ = self.serve(stream).await;
+            let (read, write) = stream.into_split();
+            let _ = self.serve(read, write).await;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
-    async fn serve(self: &Rc<Self>, stream: Stream) -> io::Result<()> {
-        let (read, write) = stream.into_split();
+    /// Serves one host, until it goes.
+    ///
+    /// # Errors
+    /// What ended the connection, if the host did not.
+    pub async fn serve(
+        self: &Rc<Self>,
+        read: impl AsyncRead + Unpin,
+        write: impl AsyncWrite + Unpin,
+    ) -> io::Result<()> {
         let in_flight = RefCell::new(None);
         let ended = tokio::select! {
             ended = self.receive(read) => ended,
@@ -109,7 +155,7 @@ impl Guest {
         ended
     }
 
-    async fn receive(self: &Rc<Self>, mut read: hyperv_socket::ReadHalf) -> io::Result<()> {
+    async fn receive(self: &Rc<Self>, mut read: impl AsyncRead + Unpin) -> io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
         loop {
             let len = read.read(&mut buffer).await?;
@@ -188,7 +234,7 @@ impl Guest {
 
     async fn transmit(
         &self,
-        mut write: hyperv_socket::WriteHalf,
+        mut write: impl AsyncWrite + Unpin,
         in_flight: &RefCell<Option<Vec<u8>>>,
     ) -> io::Result<()> {
         if self.has(Defect::TalksFirst) {
@@ -210,6 +256,7 @@ impl Guest {
             for bytes in frames::spoil(self, pending) {
                 in_flight.replace(Some(bytes.clone()));
                 write.write_all(&bytes).await?;
+                write.flush().await?;
                 in_flight.replace(None);
             }
         }

@@ -63,6 +63,15 @@ pub fn document(id: &str, args: &[&str]) -> Value {
             "process": process(args),
             "mounts": [mount("/proc", "proc"), mount("/dev", "tmpfs"), mount("/dev/pts", "devpts")],
             "linux": {"namespaces": namespaces},
+            "windows": {"network": {"networkNamespace": namespace_of(id)}},
         },
     })
+}
+
+/// A network namespace for each container, as hosts have it: the reference agent gives all that name
+/// none the same, and takes only one of them.
+fn namespace_of(id: &str) -> String {
+    let mix = |sum: u64, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let number = id.bytes().fold(0xcbf2_9ce4_8422_2325, mix);
+    format!("636f6e66-6f72-6d00-{:04x}-{:012x}", number >> 48, number & 0xffff_ffff_ffff)
 }

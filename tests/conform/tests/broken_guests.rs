@@ -8,14 +8,14 @@ use linkspan_conform::guest::STATEMENTS;
 use linkspan_conform::inner::Network;
 use linkspan_conform::run::{self, Plan, Report};
 use linkspan_conform::session::Session;
-use linkspan_conform::simulated::{BROKEN, Defect, Guest};
+use linkspan_conform::simulated::{BROKEN, Defect, Guest, Way};
 use linkspan_conform::statement::Profile;
 use linkspan_conform::target::{Listen, Target};
 use tokio::task::{LocalSet, spawn_local};
 
 async fn check(defect: Option<Defect>, profile: Profile) -> Report {
     let network = Network::default();
-    let guest = spawn_local(Rc::clone(&Guest::new(network.clone(), defect)).run());
+    let guest = spawn_local(Rc::clone(&Guest::new(Way::Inner(network.clone()), defect)).run());
     let environment = Environment {
         layer: Some("/simulated".to_owned()),
         silence: Duration::from_millis(200),

@@ -42,7 +42,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 #[test]
 fn our_host_meets_every_statement_in_both_profiles() {
     let (lenient, hardened) = block_on(async {
-        // A migration's destination, five minutes of silence, and what a bridge is not about.
+        // Five minutes of silence, a migration's destination, and Windows.
         let plan = || Plan { each: Duration::from_secs(100), ..Plan::default() };
         tokio::join!(check(None, Profile::V4Lcow, plan()), check(None, Profile::Hardened, plan()))
     });
@@ -50,7 +50,7 @@ fn our_host_meets_every_statement_in_both_profiles() {
         println!("{}", report.table());
         assert_eq!(report.deviations(), Vec::<u32>::new());
         let skipped = report.outcomes.iter().filter(|o| o.verdict == Verdict::Skipped);
-        assert_eq!(skipped.map(|o| o.id).collect::<Vec<_>>(), [40, 45, 48, 49, 50]);
+        assert_eq!(skipped.map(|o| o.id).collect::<Vec<_>>(), [40, 45, 50]);
         assert_eq!(report.outcomes.len(), 50);
         if report.profile == Profile::Hardened {
             let kept = include_str!("../../../docs/conformance-host.md");
@@ -82,7 +82,7 @@ fn a_host_that_does_nothing_is_told_by_the_first_statement_alone() {
 
 #[test]
 fn each_broken_host_is_told_by_the_statements_that_it_breaks() {
-    assert!(BROKEN.len() >= 50);
+    assert!(BROKEN.len() >= 55);
     let only = std::env::var("LINKSPAN_DEFECT").ok();
     let chosen = |broken: &&Broken<Defect>| {
         only.as_ref().is_none_or(|only| *only == format!("{:?}", broken.defect))
@@ -99,7 +99,10 @@ fn each_broken_host_is_told_by_the_statements_that_it_breaks() {
                     let quick = |id: &u32| !SLOW.contains(id) || broken.told_by.contains(id);
                     let only =
                         STATEMENTS.iter().map(|statement| statement.id).filter(quick).collect();
-                    let plan = Plan { only, each: Duration::from_secs(100), ..Plan::default() };
+                    // Statement 40 allows for five minutes, which a host that it tells does not take.
+                    let slow = broken.told_by.contains(&40);
+                    let each = Duration::from_secs(if slow { 340 } else { 100 });
+                    let plan = Plan { only, each, ..Plan::default() };
                     let begun = std::time::Instant::now();
                     let report = check(Some(broken.defect), Profile::Hardened, plan).await;
                     println!("{:?}: {:?}", broken.defect, begun.elapsed());

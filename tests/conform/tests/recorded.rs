@@ -11,12 +11,13 @@ use hyperv_socket::Stream;
 use linkspan_conform::capture::{self, Direction, Packet, PacketKind, Writer};
 use linkspan_conform::environment::Environment;
 use linkspan_conform::guest::STATEMENTS;
+use linkspan_conform::hindsight::{self, Judgement};
 use linkspan_conform::inner::Network;
 use linkspan_conform::record::{Host, Recorder};
 use linkspan_conform::replay;
 use linkspan_conform::run::{self, Plan};
 use linkspan_conform::session::Session;
-use linkspan_conform::simulated::Guest;
+use linkspan_conform::simulated::{Guest, Way};
 use linkspan_conform::statement::Profile;
 use linkspan_conform::target::{Listen, Target};
 use linkspan_conform::wire::frame;
@@ -55,7 +56,7 @@ fn recorded(only: &[u32]) -> Vec<u8> {
         let target = Target::listen(Listen::Inner(outside));
         let mut session = Session::new(target, environment, Profile::Hardened);
         session.target.open().await.expect("listen within the process");
-        let guest = spawn_local(Rc::clone(&Guest::new(inside, None)).run());
+        let guest = spawn_local(Rc::clone(&Guest::new(Way::Inner(inside), None)).run());
         let plan = Plan { only: only.to_vec(), ..Plan::default() };
         let report = run::guest(&mut session, STATEMENTS, &plan, |_| {}).await;
         assert_eq!(report.deviations(), [0; 0], "{}", report.table());
@@ -100,7 +101,7 @@ fn a_recorded_host_can_be_played_to_another_guest() {
     block_on(async {
         let network = Network::default();
         let mut listener = Listen::Inner(network.clone()).bind(port::BRIDGE).await.unwrap();
-        let guest = spawn_local(Rc::clone(&Guest::new(network, None)).run());
+        let guest = spawn_local(Rc::clone(&Guest::new(Way::Inner(network), None)).run());
         let stream = listener.accept().await.unwrap();
         let patience = Duration::from_secs(10);
         let same = replay::play(&bridge, Direction::ToGuest, stream, patience).await.unwrap();
@@ -132,8 +133,14 @@ const GOLDEN: [(&str, &str); 10] = [
 
 fn packets_of(text: &str) -> Vec<Packet> {
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let mut connection = 0;
     lines
         .filter_map(|line| {
+            // What was noted of connections.
+            let note = line["note"].as_str().unwrap_or_default();
+            if note.contains("dialled again") || note == "negotiate 1..9" {
+                connection += 1;
+            }
             if let Some(hex) = line.get("raw_frame_hex").and_then(Value::as_str) {
                 let digit = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex");
                 return Some(Packet {
@@ -141,7 +148,7 @@ fn packets_of(text: &str) -> Vec<Packet> {
                     direction: Direction::ToGuest,
                     kind: PacketKind::Frame,
                     port: port::BRIDGE,
-                    connection: 0,
+                    connection,
                     bytes: (0..hex.len()).step_by(2).map(digit).collect(),
                 });
             }
@@ -160,7 +167,7 @@ fn packets_of(text: &str) -> Vec<Packet> {
                 direction,
                 kind: PacketKind::Frame,
                 port: port::BRIDGE,
-                connection: 0,
+                connection,
                 bytes: frame(message_type, line["id"].as_u64()?, &payload),
             })
         })
@@ -176,6 +183,52 @@ fn the_recorded_reference_agent_keeps_the_rules_of_frames() {
         assert_eq!(capture::violations(&packets), [], "{name}");
     }
     assert!(frames > 300, "only {frames}");
+}
+
+/// What the recordings say of the reference agent, all of them together.
+fn hindsight() -> Judgement {
+    let mut all = Judgement::new();
+    for (_, text) in GOLDEN {
+        for (statement, judged) in hindsight::judge(&packets_of(text)) {
+            let known = all.entry(statement).or_default();
+            known.held += judged.held;
+            known.broken.extend(judged.broken);
+        }
+    }
+    all
+}
+
+#[test]
+fn the_recorded_reference_agent_is_judged_as_it_is_known() {
+    let judgement = hindsight();
+    let broken: Vec<_> = judgement.iter().filter(|(_, judged)| !judged.broken.is_empty()).collect();
+    assert!(broken.is_empty(), "{broken:#?}");
+    assert!(judgement.len() >= 50, "only {:?}", judgement.keys());
+    let kept = include_str!("../../../docs/conformance-reference.md");
+    let table = hindsight::markdown(&judgement);
+    assert!(kept.contains(&table), "docs/conformance-reference.md is out of date:\n{table}");
+}
+
+#[test]
+fn a_deviation_in_a_recording_is_told_by_its_statement() {
+    let text = |at: usize| GOLDEN[at].1;
+    for (text, from, to, statement) in [
+        (text(0), "\"Version\": 4, \"Capabilities\"", "\"Version\": 3, \"Capabilities\"", 20),
+        (text(0), "\"RuntimeOsType\": \"Linux\"", "\"RuntimeOsType\": \"Plan 9\"", 25),
+        (text(0), "\"Result\": -1070137076", "\"Result\": -1070137075", 22),
+        (text(9), "\"Type\": \"ForcedExit\"", "\"Type\": \"GracefulExit\"", 86),
+        (text(9), "\"Operation\": \"None\"", "\"Operation\": \"Start\"", 85),
+        (text(9), "\"SelectedProtocolVersion\": 0", "\"SelectedProtocolVersion\": 4", 39),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let judgement = hindsight::judge(&packets_of(&text.replace(from, to)));
+        let broken: Vec<u32> = judgement
+            .iter()
+            .filter(|(_, judged)| !judged.broken.is_empty())
+            .map(|(statement, _)| *statement)
+            .collect();
+        assert!(broken.contains(&statement), "{statement}: {broken:?}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::{
     workspace::{Workspace, find_program},
 };
 
-const FUZZ_MANIFEST: &str = "protocol/fuzz/Cargo.toml";
+const FUZZ_MANIFEST: &str = "tests/fuzz/Cargo.toml";
 
 /// Formatting, lints, documentation, dependencies. Stops at the first that has something to say.
 pub(crate) fn run(workspace: &Workspace, steps: &mut Steps) -> anyhow::Result<()> {
@@ -15,6 +15,14 @@ pub(crate) fn run(workspace: &Workspace, steps: &mut Steps) -> anyhow::Result<()
     })?;
     steps.run("check lints", || {
         workspace.cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()
+    })?;
+    steps.run("check lints of the fuzz targets", || {
+        workspace
+            .cargo(["clippy", "--manifest-path", FUZZ_MANIFEST, "--no-default-features"])
+            .args(["--target-dir"])
+            .args([workspace.fuzz_target()])
+            .args(["--", "-D", "warnings"])
+            .run()
     })?;
     steps.run("check documentation", || {
         workspace

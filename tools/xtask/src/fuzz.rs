@@ -1,4 +1,5 @@
-//! Short runs of the fuzz targets, or long ones of one.
+//! Short runs of the fuzz targets, or long ones of one; and their smoke, for which no fuzzer is
+//! needed.
 
 use std::fs;
 
@@ -10,22 +11,25 @@ use crate::{
     workspace::{Workspace, find_program},
 };
 
-const DIRECTORY: &str = "protocol/fuzz";
+const DIRECTORY: &str = "tests/fuzz";
 
 /// Which, and how long.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// One of protocol/fuzz/fuzz_targets; all unless told
+    /// One of tests/fuzz/fuzz_targets; all unless told
     target: Option<String>,
+    /// Without a fuzzer: the seeds, and the same mutations of them each time
+    #[arg(long)]
+    smoke: bool,
     /// How long each target runs
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
 }
 
 impl Options {
-    /// All targets, shortly.
-    pub(crate) fn smoke(seconds: u32) -> Self {
-        Self { target: None, seconds }
+    /// All targets, each so long.
+    pub(crate) fn all(smoke: bool, seconds: u32) -> Self {
+        Self { target: None, smoke, seconds }
     }
 }
 
@@ -47,6 +51,18 @@ pub(crate) fn run(
         Some(target) if known.contains(target) => vec![target.clone()],
         Some(target) => bail!("no fuzz target {target:?}; there are {}", known.join(", ")),
     };
+    if options.smoke {
+        return steps.run("smoke of the fuzz targets", || {
+            let seconds = options.seconds.to_string();
+            workspace
+                .cargo(["run", "--release", "--no-default-features", "--bin", "smoke"])
+                .args(["--manifest-path", &format!("{DIRECTORY}/Cargo.toml"), "--target-dir"])
+                .args([workspace.fuzz_target()])
+                .args(["--", "--seconds", &seconds])
+                .args(options.target.as_deref())
+                .run()
+        });
+    }
     setup::run(setup::FUZZ, consent, steps)?;
     if !is_ready() {
         steps.run("install cargo-fuzz", || {

@@ -8,6 +8,7 @@ mod debian;
 mod demo;
 mod fuzz;
 mod image;
+mod mutate;
 mod prepare;
 mod progress;
 mod rootfs;
@@ -52,6 +53,8 @@ enum Verb {
     Soak(soak::Options),
     /// Make a layer of a whole Debian, and hold it against what it was made of
     Debian(debian::Options),
+    /// Put defects into a copy of our own agent and host, and see whether the harness tells
+    Mutate(mutate::Options),
     /// Measure
     Bench(bench::Options),
     /// Run containers under a real containerd, with our shim and the stock one
@@ -95,6 +98,7 @@ fn run(arguments: &Arguments, steps: &mut Steps) -> anyhow::Result<()> {
         Verb::Soak(options) => soak::run(&workspace, options, consent, steps),
         Verb::Containerd(options) => containerd::run(&workspace, options, consent, steps),
         Verb::Debian(options) => debian::run(&workspace, options, consent, steps),
+        Verb::Mutate(options) => mutate::run(&workspace, options, consent, steps),
         Verb::Bench(options) => bench::run(&workspace, options, consent, steps),
         Verb::Ci => ci::run(&workspace, consent, steps),
     }

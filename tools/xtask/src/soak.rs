@@ -1,6 +1,12 @@
 //! The long way of what the tests do shortly: containers without end, connections that break.
 
-use crate::{prepare, setup::Consent, steps::Steps, test, workspace::Workspace};
+use crate::{
+    prepare,
+    setup::Consent,
+    steps::Steps,
+    test,
+    workspace::{Program, Workspace},
+};
 
 /// How long.
 #[derive(clap::Args)]
@@ -41,5 +47,15 @@ pub(crate) fn run(
                 .run()
         })?;
     }
-    Ok(())
+    steps.run("build a host to be judged", || {
+        workspace.cargo(["build", "-p", "linkspan-conform", "--bin", "driven-host"]).run()
+    })?;
+    steps.run("a host that is not answered for five minutes", || {
+        let host = workspace.debug("driven-host");
+        Program::new(workspace.cli())
+            .args(["conform", "host", "--only", "40", "--each-timeout", "330"])
+            .args(["--profile", "hardened", "--spawn", "--"])
+            .args([host])
+            .run()
+    })
 }

@@ -77,6 +77,11 @@ impl Workspace {
         self.target.join("fuzz")
     }
 
+    /// Where mutated copies of the sources are put and built.
+    pub(crate) fn mutants(&self) -> PathBuf {
+        self.target.join("mutants")
+    }
+
     /// The static guest agent, once it is built.
     pub(crate) fn agent(&self) -> PathBuf {
         self.target.join(GUEST_TARGET).join("guest/linkspan-guest")

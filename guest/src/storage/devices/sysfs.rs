@@ -103,12 +103,16 @@ impl Sysfs<'_> {
 
     /// The kernel's number of a controller.
     fn scsi_host(&self, controller: u8) -> Option<u32> {
-        let number = |name: &str| name.strip_prefix("host").and_then(|number| number.parse().ok());
         if self.has_vmbus() {
             let instance = CONTROLLERS[usize::from(controller)];
             let device = self.at("bus/vmbus/devices").join(instance);
             return names_in(&device).iter().find_map(|name| number(name));
         }
+        self.virtio_hosts().get(usize::from(controller)).copied()
+    }
+
+    /// The kernel's numbers of virtio controllers, in the order of their PCI addresses.
+    fn virtio_hosts(&self) -> Vec<u32> {
         let class = self.at("class/scsi_host");
         let mut virtio: Vec<(PathBuf, u32)> = names_in(&class)
             .iter()
@@ -116,7 +120,12 @@ impl Sysfs<'_> {
             .filter(|(path, _)| path.to_string_lossy().contains("/virtio"))
             .collect();
         virtio.sort();
-        virtio.get(usize::from(controller)).map(|(_, number)| *number)
+        virtio.into_iter().map(|(_, number)| number).collect()
+    }
+
+    /// What virtio controllers would be called on VMBus, with the kernel's numbers of them.
+    pub(super) fn vmbus_controllers(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        CONTROLLERS.into_iter().zip(self.virtio_hosts())
     }
 
     /// The one device of the PCI bus behind a VMBus instance; `None` while there is none.
@@ -139,6 +148,11 @@ fn only(directory: &Path, prefix: &str) -> Result<Option<String>> {
             reason: format!("there is more than one {prefix}* in {}", directory.display()),
         }),
     }
+}
+
+/// The number in `host<N>`.
+fn number(host: &str) -> Option<u32> {
+    host.strip_prefix("host").and_then(|number| number.parse().ok())
 }
 
 fn names_in(directory: &Path) -> Vec<String> {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use linkspan_conform::capture::{self, Direction, Packet, PacketKind};
+use linkspan_conform::hindsight;
 use serde_json::json;
 
 use crate::error::{Context, Error};
@@ -14,8 +15,8 @@ use crate::output;
 
 /// Print a capture of `linkspan record`, decoded
 ///
-/// With --check the guest's frames are held against the statements of `linkspan conform guest`
-/// that are about every frame; the exit code is then 1 if one is broken.
+/// With --check the guest is held against those statements of `linkspan conform guest` about which the
+/// conversation says something; they are listed on stderr, and the exit code is 1 if one is broken.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Wireshark and tshark show captures as well, with tools/wireshark/linkspan.lua:
@@ -24,7 +25,7 @@ pub(crate) struct Decode {
     /// The capture
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Hold the guest's frames against the statements about frames
+    /// Hold the guest against the statements about which the conversation says something
     #[arg(long)]
     check: bool,
 }
@@ -50,11 +51,14 @@ impl Decode {
         if !self.check {
             return Ok(0);
         }
-        let violations = capture::violations(&packets);
-        for (statement, text) in &violations {
-            eprintln!("statement {statement}: {text}");
+        let judgement = hindsight::judge(&packets);
+        for (statement, judged) in &judgement {
+            match judged.broken.as_slice() {
+                [] => eprintln!("statement {statement}: holds {} times", judged.held),
+                broken => broken.iter().for_each(|text| eprintln!("statement {statement}: {text}")),
+            }
         }
-        Ok(u32::from(!violations.is_empty()))
+        Ok(u32::from(judgement.values().any(|judged| !judged.broken.is_empty())))
     }
 }
 

@@ -44,7 +44,10 @@ enum ImageCommand {
 Examples:
   linkspan image build
   linkspan image build --out ./image --modules +share --compression zstd:3
-  linkspan image build --agent ./gcs --agent-args -v4 --add ./vsockexec:/bin/vsockexec")]
+  linkspan image build --agent ./gcs --agent-args -v4 --add ./runc:/sbin/runc --vmbus-compat
+
+An agent that was written for Hyper-V finds SCSI controllers and adapters by their VMBus instances
+alone; with --vmbus-compat /init presents QEMU's virtio devices under such names before it starts it.")]
 struct Build {
     /// Where it is put [default: where `linkspan run` looks for it]
     #[arg(long, value_name = "DIR")]
@@ -58,6 +61,9 @@ struct Build {
     /// Arguments of --agent, divided at spaces; may be given again
     #[arg(long, value_name = "ARGS", requires = "agent", allow_hyphen_values = true)]
     agent_args: Vec<String>,
+    /// Give virtio disks and adapters the names that --agent, written for Hyper-V, looks for
+    #[arg(long, requires = "agent")]
+    vmbus_compat: bool,
     /// Add a file
     #[arg(long, value_name = "FILE:GUESTPATH")]
     add: Vec<String>,
@@ -115,6 +121,7 @@ impl Build {
             let words = self.agent_args.iter().flat_map(|args| args.split_whitespace());
             let args = words.map(str::to_owned).collect();
             builder = builder.foreign_agent(ForeignAgent::new(foreign, args)?);
+            builder = builder.vmbus_compat(self.vmbus_compat);
         }
         let image = builder.build(&out, &mut progress)?;
         drop(progress);

@@ -3,7 +3,8 @@
 
 use std::process::ExitCode;
 
-use linkspan_conform::driven::{self, BROKEN, Defect};
+use linkspan_conform::broken;
+use linkspan_conform::driven::{self, BROKEN};
 use linkspan_conform::host::SOCKETS;
 
 fn main() -> ExitCode {
@@ -21,7 +22,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let defect = match arguments.as_slice() {
         [] => None,
-        ["--defect", name] => Some(defect(name)?),
+        ["--defect", name] => Some(broken::named(BROKEN, name)?),
         _ => return Err("usage: driven-host [--defect NAME]".into()),
     };
     let sockets = std::env::var_os(SOCKETS);
@@ -30,12 +31,4 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(driven::live(sockets.into(), defect)).map_err(Into::into)
-}
-
-fn defect(name: &str) -> Result<Defect, String> {
-    let found = BROKEN.iter().find(|broken| format!("{:?}", broken.defect) == name);
-    found.map(|broken| broken.defect).ok_or_else(|| {
-        let names: Vec<String> = BROKEN.iter().map(|b| format!("{:?}", b.defect)).collect();
-        format!("there is no defect {name:?}; there are {}", names.join(", "))
-    })
 }

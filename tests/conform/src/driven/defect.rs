@@ -51,10 +51,18 @@ defects! {
     ProcessForInit "gives the init an OciProcess" => [38];
     NoStart "does not send Start" => [39];
     LayersLate "combines layers after Create" => [39];
+    GivesUpSoon "gives a request up that is not answered within 10 s" => [40];
+    WaitsExpire "ends the bridge over a wait of 10 s" => [40];
+    WaitsForShutdown "goes on only when a shutdown is answered" => [41];
+    LateIsViolation "closes on the late answer to a shutdown" => [41];
     UnknownIsFailure "fails when a container to shut down is unknown" => [42];
     HangsOnEnd "waits on when the connection ends" => [43 44];
     SucceedsOnEnd "takes the end of the connection for success" => [43];
     NoSecondNegotiation "does not negotiate on a new connection" => [44];
     Ungated "asks for what the guest does not have" => [46];
     KeepsDevices "does not remove SCSI devices" => [47];
+    ShortEntropy "gives 511 bytes of entropy" => [48];
+    KeepsEntropy "keeps the entropy port open" => [48];
+    StrictLog "closes the log at what is no JSON" => [49];
+    SleepsOverLog "does not read the log" => [49];
 }

@@ -10,10 +10,17 @@ use hyperv_socket::Stream;
 use linkspan_protocol::frame::{Decoder, Frame, HEADER_LEN, HOST_LIMIT};
 use linkspan_protocol::{HResult, Kind, MessageType, UVM_ID, port};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::time::{Instant, sleep_until};
 
 use super::Defect;
 use crate::wire::{frame, hresult};
+
+/// How long a host that is in a hurry waits.
+const HURRY: Duration = Duration::from_secs(10);
+
+/// What no host waits longer for.
+const LIMIT: Duration = Duration::from_secs(31);
 
 /// Longer than a guest waits for an ended output to be closed.
 const LATE: Duration = Duration::from_millis(2500);
@@ -41,12 +48,15 @@ struct State {
     inits: HashMap<u64, String>,
     /// A frame that is sent after the next.
     later: Option<Frame>,
+    /// Frames that wait for the answer to a shutdown.
+    held: Vec<Frame>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     id: Option<u64>,
     kind: MessageType,
+    at: Instant,
 }
 
 /// What becomes of a frame.
@@ -84,6 +94,28 @@ impl Wire {
                 wire.state().serves = false;
             });
             return Ok(ours);
+        }
+        match (self.defect, port) {
+            (Defect::ShortEntropy, port::ENTROPY) => {
+                tokio::spawn(shorten_entropy(guest, theirs));
+                return Ok(ours);
+            }
+            (Defect::KeepsEntropy, port::ENTROPY) => {
+                tokio::spawn(keep_entropy(guest, theirs));
+                return Ok(ours);
+            }
+            (Defect::StrictLog, port::LOG) => {
+                tokio::spawn(strict_log(guest));
+                return Ok(ours);
+            }
+            (Defect::SleepsOverLog, port::LOG) => {
+                tokio::spawn(async move {
+                    let _unread = guest;
+                    std::future::pending::<()>().await;
+                });
+                return Ok(ours);
+            }
+            _ => {}
         }
         let stream = self.state().streams.get(&port).copied().unwrap_or_default();
         match (self.defect, stream) {
@@ -133,6 +165,7 @@ impl Wire {
                     _ if self.defect == Defect::SucceedsOnEnd => std::process::exit(0),
                     _ => return,
                 },
+                () = until(self.expiry()) => std::process::exit(1),
             };
             if !to_up.is_empty() && to_guest.write_all(&to_up).await.is_err() {
                 return;
@@ -145,6 +178,20 @@ impl Wire {
                 std::process::exit(1);
             }
         }
+    }
+
+    /// When a host in a hurry gives up.
+    fn expiry(&self) -> Option<Instant> {
+        let waits = match self.defect {
+            Defect::GivesUpSoon => false,
+            Defect::WaitsExpire => true,
+            _ => return None,
+        };
+        let state = self.state();
+        let awaited = state.outstanding.values().filter(|asked| {
+            (asked.kind == MessageType::WAIT_FOR_PROCESS) == waits && !is_shutdown(asked.kind)
+        });
+        awaited.map(|asked| asked.at + HURRY).min()
     }
 
     /// What passes, what goes back, and whether that is the end.
@@ -204,6 +251,12 @@ impl Wire {
                 }
                 _ => {}
             }
+        }
+        if self.defect == Defect::WaitsForShutdown
+            && state.outstanding.values().any(|asked| is_shutdown(asked.kind))
+        {
+            state.held.push(Frame { message_type: kind, id, payload });
+            return out;
         }
         if self.swallows(kind, &body) {
             let body = json!({"Result": 0});
@@ -328,6 +381,20 @@ impl Wire {
             };
         };
         let Some(own) = asked.id else { return Vec::new() };
+        if is_shutdown(asked.kind) {
+            if self.defect == Defect::LateIsViolation && asked.at.elapsed() > LIMIT {
+                return vec![Out::Close];
+            }
+            let held = std::mem::take(&mut state.held);
+            let mut out = pass(own, &payload);
+            out.extend(held.into_iter().map(|held| {
+                let number = state.number(Some(held.id), held.message_type, self.defect);
+                Out::Back(frame(held.message_type, number, &held.payload))
+            }));
+            if self.defect == Defect::WaitsForShutdown {
+                return out;
+            }
+        }
         if self.closes(&state, &asked, id, message_type, &payload) {
             return vec![Out::Close];
         }
@@ -472,7 +539,7 @@ impl State {
     fn number(&mut self, id: Option<u64>, kind: MessageType, defect: Defect) -> u64 {
         let number = self.next_id;
         self.next_id += if defect == Defect::EvenIds { 2 } else { 1 };
-        self.outstanding.insert(number, Asked { id, kind });
+        self.outstanding.insert(number, Asked { id, kind, at: Instant::now() });
         number
     }
 
@@ -505,12 +572,44 @@ impl State {
     }
 }
 
+fn is_shutdown(kind: MessageType) -> bool {
+    [MessageType::SHUTDOWN_GRACEFUL, MessageType::SHUTDOWN_FORCED].contains(&kind)
+}
+
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn envelope() -> Value {
     json!({"ContainerId": UVM_ID, "ActivityId": UVM_ID})
 }
 
 fn with_newline(body: &Value) -> String {
     format!("{body}\n")
+}
+
+async fn shorten_entropy(mut guest: Stream, mut host: Stream) {
+    let mut bytes = Vec::new();
+    let _ = host.read_to_end(&mut bytes).await;
+    bytes.pop();
+    let _ = guest.write_all(&bytes).await;
+}
+
+async fn keep_entropy(mut guest: Stream, mut host: Stream) {
+    let _ = tokio::io::copy(&mut host, &mut guest).await;
+    std::future::pending::<()>().await;
+}
+
+async fn strict_log(guest: Stream) {
+    let mut lines = BufReader::new(guest).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if serde_json::from_str::<Value>(&line).is_err() {
+            return;
+        }
+    }
 }
 
 /// Passes an output on, and keeps it open after its end.

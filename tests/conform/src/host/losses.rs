@@ -96,25 +96,37 @@ pub(super) async fn lost(s: &mut HostSession) -> Checked {
         script.patience = Some(GIVE_UP);
         script
     });
-    for run in s.run_all(scripts.collect()).await? {
-        let Some(program) = &run.program else { continue };
+    let hardened = s.is_hardened();
+    s.run_each(scripts.collect(), |run| {
+        let Some(program) = &run.program else { return Ok(()) };
         if run.deviated.is_none() {
             return Err(Stop::Skip("the host was gone before the connection ended".into()));
         }
         ensure!(program.status.is_some(), "the program waits on, {GIVE_UP:?} after the end");
         ensure!(!program.success, "the program ends in success, though its bridge was lost");
-        let words = run.words();
-        ensure!(!s.is_hardened() || !program.crashed, "the program crashes: {words}");
-    }
-    Ok(())
+        ensure!(!hardened || !program.crashed, "the program crashes: {}", run.words());
+        Ok(())
+    })
+    .await
 }
 
 pub(super) async fn long_silence(s: &mut HostSession) -> Checked {
     s.plain_with(MessageType::CREATE).await?;
-    s.takes(2 * (SILENCE + SLACK))?;
-    let long = || Step::Wait(SILENCE + SLACK / 2);
-    let script = Script::new("a request without an answer");
-    let run = s.run(script.once(MessageType::CREATE, [long(), Step::Answer])).await?;
+    s.takes(SILENCE + 2 * SLACK)?;
+    let late = || [Step::Wait(SILENCE + SLACK / 2), Step::Answer];
+    let request = Script::new("a request without an answer").once(MessageType::CREATE, late());
+    let wait = Script::new("a wait without an answer").once(WAIT, late());
+    // A host that does not wait is told by what it has done with a right guest.
+    let scripts = if s.plain().await?.has(WAIT) { vec![request, wait] } else { vec![request] };
+    s.run_each(scripts, |run| match run.has(WAIT) {
+        false => given_up(run),
+        true => kept(run),
+    })
+    .await
+}
+
+/// The host has closed the bridge when the time for an answer was over, not before and not later.
+fn given_up(run: &Record) -> Checked {
     let asked = run.of(MessageType::CREATE).next().map(|request| request.at).unwrap_or_default();
     ensure!(run.closed == Closed::ByHost, "the host keeps the bridge. {}", run.words());
     let took = run.closed_at.unwrap_or_default().saturating_sub(asked);
@@ -122,18 +134,15 @@ pub(super) async fn long_silence(s: &mut HostSession) -> Checked {
         took + Duration::from_secs(2) > SILENCE && took < SILENCE + SLACK / 2,
         "the host closes the bridge after {took:?}"
     );
-    if !run.has(WAIT) && !s.plain().await?.has(WAIT) {
-        return Ok(());
-    }
-    let script = Script::new("a wait without an answer").once(WAIT, [long(), Step::Answer]);
-    s.run(script).await.and_then(|run| {
-        let words = run.words();
-        ensure!(
-            run.program.as_ref().is_none_or(|program| program.success),
-            "a wait that lasts ends the bridge: {words}"
-        );
-        Ok(())
-    })
+    Ok(())
+}
+
+fn kept(run: &Record) -> Checked {
+    let waited = run.of(WAIT).all(|wait| wait.answered.is_some());
+    ensure!(waited, "a wait that lasts ends the bridge: {}", run.words());
+    let failed = run.program.as_ref().is_some_and(|program| !program.success);
+    ensure!(!failed, "the host fails after a wait that lasts: {}", run.words());
+    Ok(())
 }
 
 pub(super) async fn entropy(s: &mut HostSession) -> Checked {

@@ -227,7 +227,13 @@ impl Play<'_> {
                     self.active = Instant::now();
                     self.received(read, &buffer, reached);
                     if self.link.is_none() && (ended || reached.program.is_none()) {
-                        return;
+                        if !self.is_leftover(reached) {
+                            return;
+                        }
+                        if let Err(why) = self.connect(reached).await {
+                            self.record.unreachable = Some(why);
+                            return;
+                        }
                     }
                 }
                 Some(happening) = happenings.recv() => {
@@ -254,6 +260,14 @@ impl Play<'_> {
                 }
             }
         }
+    }
+
+    /// Whether what has closed was the host of the run before, about to end: it has said nothing.
+    fn is_leftover(&self, reached: &Reached) -> bool {
+        reached.program.is_none()
+            && self.record.requests.is_empty()
+            && self.record.closed == Closed::ByHost
+            && self.begun.elapsed() < self.answer
     }
 
     /// How long nothing may happen.

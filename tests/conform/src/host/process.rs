@@ -27,6 +27,12 @@ const LINGER: Duration = Duration::from_millis(40);
 /// How long a port is dialled that nobody listens on yet.
 const DIAL: Duration = Duration::from_secs(1);
 
+/// How much text that is no JSON is written to a log, in bytes.
+const TRAILING: usize = 1 << 20;
+
+/// How long a host may take to read that.
+const READING: Duration = Duration::from_secs(2);
+
 /// What has happened to a process.
 #[derive(Debug)]
 pub(super) enum Happening {
@@ -125,15 +131,28 @@ pub(super) async fn second(address: &HostAddress, port: u32) -> Second {
     }
 }
 
-/// Writes to the log port.
+/// Writes to the log port, and more than any buffer holds behind it.
 pub(super) async fn log(
     mut stream: Stream,
     text: &'static str,
     tell: mpsc::UnboundedSender<Happening>,
 ) {
-    let written = stream.write_all(text.as_bytes()).await;
-    if let Err(error) = written {
-        let _ = tell.send(Happening::Broken(49, format!("the log cannot be written: {error}")));
+    let writing = async {
+        stream.write_all(text.as_bytes()).await?;
+        if !text.is_empty() {
+            // A host that has had enough of it closes now.
+            sleep(Duration::from_millis(100)).await;
+            stream.write_all(&vec![b'#'; TRAILING]).await?;
+        }
+        std::io::Result::Ok(())
+    };
+    let broken = match timeout(READING, writing).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("the log cannot be written: {error}")),
+        Err(_) => Some(format!("the log is not read within {READING:?}")),
+    };
+    if let Some(text) = broken {
+        let _ = tell.send(Happening::Broken(49, text));
     }
     let _ = tell.send(Happening::Logged);
     // It stays for as long as the run.

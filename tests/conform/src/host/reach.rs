@@ -71,7 +71,7 @@ impl FromStr for HostAddress {
 
 impl HostAddress {
     /// Dials a port of the host's once.
-    pub(super) async fn dial(&self, port: u32) -> io::Result<Stream> {
+    pub(crate) async fn dial(&self, port: u32) -> io::Result<Stream> {
         match self {
             Self::Socket(peer) => hyperv_socket::connect(peer, port).await,
             Self::Tcp(base) => {

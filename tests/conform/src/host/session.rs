@@ -108,8 +108,13 @@ impl HostSession {
         }
     }
 
-    /// Plays runs at the same time: of those that take long.
-    pub(super) async fn run_all(&mut self, scripts: Vec<Script>) -> Checked<Vec<Record>> {
+    /// Plays runs at the same time: of those that take long. Each is judged as it ends, and those
+    /// that still run are given up with the first that fails.
+    pub(super) async fn run_each(
+        &mut self,
+        scripts: Vec<Script>,
+        judge: impl Fn(&Record) -> Checked,
+    ) -> Checked {
         let (reach, limits) = (self.reach.clone(), self.limits());
         let mut tasks = JoinSet::new();
         for script in scripts {
@@ -120,16 +125,17 @@ impl HostSession {
                 (played, transcript)
             });
         }
-        let mut records = Vec::new();
-        for ((record, violations), transcript) in tasks.join_all().await {
+        while let Some(played) = tasks.join_next().await {
+            let ((record, violations), transcript) =
+                played.map_err(|error| Stop::fail(error.to_string()))?;
             self.transcript.replay(transcript.entries());
             self.violations.extend(violations);
             if let Some(why) = &record.unreachable {
                 return Err(Stop::fail(format!("the host could not be reached: {why}")));
             }
-            records.push(record);
+            judge(&record)?;
         }
-        Ok(records)
+        Ok(())
     }
 
     /// The run with a right guest; it is played once.

@@ -105,6 +105,14 @@ async fn program(args: &[String], host_name: &str, io: &mut Io, faults: Faults) 
             io.print(&text).await;
             0
         }
+        ["head", "-c", count, "/dev/zero"] => {
+            let count: usize = count.parse().unwrap_or(0);
+            zeros(io, count - usize::from(faults.cut_output && count > 0)).await
+        }
+        ["sh", "-c", "cat >/dev/null"] => {
+            io.stdout = None;
+            cat(io, faults).await
+        }
         ["cat"] => cat(io, faults).await,
         ["stty", "size"] => size(io).await,
         ["sh", "-c", "read line; stty size"] => {
@@ -132,6 +140,19 @@ async fn program(args: &[String], host_name: &str, io: &mut Io, faults: Faults) 
 async fn size(io: &mut Io) -> u32 {
     let Some((height, width)) = io.terminal.as_ref().map(|size| *size.borrow()) else { return 1 };
     io.print(&format!("{height} {width}\n")).await;
+    0
+}
+
+async fn zeros(io: &mut Io, mut count: usize) -> u32 {
+    let Some(stdout) = &mut io.stdout else { return 0 };
+    let zeros = [0; 64 << 10];
+    while count > 0 {
+        let len = count.min(zeros.len());
+        if stdout.write_all(&zeros[..len]).await.is_err() {
+            return 1;
+        }
+        count -= len;
+    }
     0
 }
 

@@ -88,7 +88,7 @@ async fn answer(guest: &Rc<Guest>, envelope: &Envelope, request: Request) -> Ans
         Request::Start(_) => Ok(json!({})),
         Request::ShutdownGraceful(_) => shutdown(guest, id, 15).await,
         Request::ShutdownForced(_) => shutdown(guest, id, 9).await,
-        Request::ExecuteProcess(execute) => execute_process(guest, id, execute),
+        Request::ExecuteProcess(execute) => execute_process(guest, id, execute).await,
         Request::WaitForProcess(wait) => wait_for(guest, id, wait).await,
         Request::SignalProcess(signal) => {
             let mut number = signal.linux_signal().unwrap_or(9);
@@ -207,7 +207,7 @@ fn make(guest: &Guest, envelope: &Envelope, create: linkspan_protocol::message::
     Ok(json!({"SelectedProtocolVersion": 0}))
 }
 
-fn execute_process(guest: &Rc<Guest>, id: &str, execute: ExecuteProcess) -> Answer {
+async fn execute_process(guest: &Rc<Guest>, id: &str, execute: ExecuteProcess) -> Answer {
     let parameters = &execute.settings.process_parameters.0;
     let ports = execute.settings.vsock_stdio_relay_settings.unwrap_or_default();
     if let Err(error) = guest.state.borrow().container(id) {
@@ -227,8 +227,13 @@ fn execute_process(guest: &Rc<Guest>, id: &str, execute: ExecuteProcess) -> Answ
     let mut streams = Vec::new();
     for (wanted, port) in wanted {
         let dial = wanted || (guest.has(Defect::DialsUnwanted) && port != 0);
-        let stream = dial.then(|| guest.dial(port)).transpose();
-        streams.push(stream.map_err(|error| fault(HResult::FAIL, error.to_string()))?);
+        streams.push(match dial {
+            true => {
+                let dialled = guest.dial(port).await;
+                Some(dialled.map_err(|error| fault(HResult::FAIL, error.to_string()))?)
+            }
+            false => None,
+        });
     }
     if guest.has(Defect::DialsBackwards) {
         streams.reverse();

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use linkspan_conform::environment::{DiskAddress, Environment, Reach};
+use linkspan_conform::environment::{DiskAddress, Environment, Nic, Reach};
 use linkspan_conform::guest::STATEMENTS;
 use linkspan_conform::machine::Bench;
 use linkspan_conform::run;
@@ -13,7 +13,7 @@ use linkspan_conform::target::{Dial, Listen};
 
 use super::{CheckOptions, print};
 use crate::error::{Context, Error};
-use crate::options::{Global, VmOptions};
+use crate::options::{Global, VmOptions, Vmm};
 use crate::progress::Progress;
 
 /// How long the check of one statement may take, in seconds.
@@ -89,9 +89,9 @@ struct Beside {
     /// A blank disk, whose contents may be lost
     #[arg(long, value_name = "DISK", value_parser = disk)]
     blank_disk: Option<DiskAddress>,
-    /// The id of a network adapter that nobody uses
-    #[arg(long, value_name = "GUID")]
-    nic: Option<String>,
+    /// A network adapter that nobody uses: its id, and the MAC address by which it is found
+    #[arg(long, value_name = "ID[,MAC]", value_parser = nic)]
+    nic: Option<Nic>,
 }
 
 fn disk(text: &str) -> Result<DiskAddress, String> {
@@ -100,6 +100,14 @@ fn disk(text: &str) -> Result<DiskAddress, String> {
     let controller = controller.parse().ok().filter(|&n: &u8| n < 4).ok_or_else(form)?;
     let lun = lun.parse().ok().filter(|&n: &u8| n < 64).ok_or_else(form)?;
     Ok(DiskAddress { controller, lun })
+}
+
+fn nic(text: &str) -> Result<Nic, String> {
+    let (id, mac) = text.split_once(',').unwrap_or((text, ""));
+    match id.is_empty() {
+        true => Err(format!("{text:?} is not ID or ID,MAC")),
+        false => Ok(Nic { id: id.to_owned(), mac: mac.replace(':', "-").to_uppercase() }),
+    }
 }
 
 impl Guest {
@@ -118,7 +126,11 @@ impl Guest {
             }
             _ if self.uvm => {
                 let rootfs = self.beside.rootfs.clone().unwrap_or_default();
-                let builder = self.vm.resolve()?.builder("conform");
+                let has_network = self.vm.vmm == Vmm::Qemu;
+                let mut builder = self.vm.resolve()?.builder("conform");
+                if has_network {
+                    builder = builder.user_network([]);
+                }
                 let progress = Progress::new(global).spinner("start a utility VM");
                 let (bench, target, environment) = Bench::start(builder, &rootfs).await?;
                 drop(progress);
@@ -131,7 +143,8 @@ impl Guest {
             }
         };
         self.beside.complete(&mut environment);
-        if let Some(listen) = target.stdio() {
+        // A machine of our own has been listened to since its start.
+        if let Some(listen) = target.stdio().filter(|_| bench.is_none()) {
             let log = environment.log.listen(listen).await;
             log.context(|| "listen for the agent's log".into())?;
         }
@@ -154,7 +167,7 @@ impl Beside {
             environment.shell = shell.split_whitespace().map(str::to_owned).collect();
         }
         environment.layer = self.layer;
-        environment.nic = self.nic;
+        environment.nic = self.nic.or_else(|| environment.nic.take());
         environment.layer_disk = self.layer_disk.or(environment.layer_disk);
         environment.second_layer = self.second_layer.or(environment.second_layer);
         environment.blank_disk = self.blank_disk.or(environment.blank_disk);

@@ -44,8 +44,8 @@ Examples:
   linkspan conform host --connect hybrid:/tmp/vm.sock
 
 With --connect the host has to listen again after each run; how it ends and what it says is not
-seen, and statements about that are skipped. Statement 40 takes eleven minutes:
-  linkspan conform host --only 40 --each-timeout 660 --timeout 700 --spawn -- ./my-host")]
+seen, and statements about that are skipped. Statement 40 takes five minutes:
+  linkspan conform host --only 40 --each-timeout 330 --spawn -- ./my-host")]
 pub(crate) struct Host {
     /// Start the host, COMMAND, anew for each run
     #[arg(long, group = "reach", requires = "command")]

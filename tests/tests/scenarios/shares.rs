@@ -65,7 +65,7 @@ async fn volumes_of_the_command_line_are_shares(backend: Backend) {
         format!("{}:/open", open.path().display()),
         format!("{}:/deep/fixed:ro", fixed.path().display()),
     ];
-    let options = ["-v", &volumes[0], "-v", &volumes[1]];
+    let options = ["--volume", &volumes[0], "--volume", &volumes[1]];
     let script =
         ["sh", "-c", "cat /deep/fixed/given; echo mine > /open/made; echo x > /deep/fixed/x"];
     let said = user.run(&options, &script, b"").await;
@@ -73,7 +73,7 @@ async fn volumes_of_the_command_line_are_shares(backend: Backend) {
     assert!(said.err.contains("Read-only file system"), "{said:?}");
     assert_eq!(fs::read_to_string(open.path().join("made")).unwrap(), "mine\n");
     assert!(!fixed.path().join("x").exists());
-    let said = user.run(&["-v", "/no/where:/x"], &["true"], b"").await;
+    let said = user.run(&["--volume", "/no/where:/x"], &["true"], b"").await;
     assert!(said.code == Some(125) && said.err.contains("/no/where"), "{said:?}");
 
     // A machine that stays has room for as many as it was started with.
@@ -81,14 +81,14 @@ async fn volumes_of_the_command_line_are_shares(backend: Backend) {
     assert_eq!(user.say(&start, b"").await.code, Some(0));
     let root = linkspan_tests::rootfs();
     let run = |more: &[&str]| {
-        let head = ["run", "--uvm", "sharing", "-v", &volumes[0]];
+        let head = ["run", "--uvm", "sharing", "--volume", &volumes[0]];
         let tail = [root.to_str().unwrap(), "--", "cat", "/open/made"];
         [&head[..], more, &tail].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
     let said = user.say(&run(&[]).iter().map(String::as_str).collect::<Vec<_>>(), b"").await;
     assert_eq!((said.code, said.out.as_str()), (Some(0), "mine\n"), "{said:?}");
     if backend == Backend::Qemu {
-        let many = run(&["-v", &volumes[1]]);
+        let many = run(&["--volume", &volumes[1]]);
         let said = user.say(&many.iter().map(String::as_str).collect::<Vec<_>>(), b"").await;
         assert!(said.code == Some(125) && said.err.contains("all 1 ports"), "{said:?}");
     }

@@ -44,7 +44,7 @@ Examples:
   linkspan run -it --memory-mib 1024 ./rootfs sh
   tar c src | linkspan run -i rootfs.ext4 -- tar t
   linkspan run -p 8080:80 ./rootfs -- httpd -f -h /srv
-  linkspan run -v $PWD:/src:ro ./rootfs -- ls /src
+  linkspan run --volume $PWD:/src:ro ./rootfs -- ls /src
   linkspan run --pmem 8 --root-hash $(linkspan layer verity root app.erofs) app.erofs -- /app
   linkspan run --uvm dev -d --name web ./rootfs -- httpd -f")]
 pub(crate) struct Run {
@@ -65,7 +65,7 @@ pub(crate) struct Run {
     ///
     /// Under QEMU by virtio-fs, for which this host needs virtiofsd and root. A named utility VM has
     /// room for as many at a time as `uvm start --shares` says.
-    #[arg(short, long, value_name = "HOST:GUEST[:ro]", help_heading = "Container")]
+    #[arg(long, value_name = "HOST:GUEST[:ro]", help_heading = "Container")]
     volume: Vec<Volume>,
     /// What the root hash of its layer has to be: the guest refuses any other, and checks each block
     /// that it reads

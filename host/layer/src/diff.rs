@@ -277,7 +277,7 @@ impl Comparison<'_> {
             compare(Aspect::Xattrs, nodes.map(|node| xattr(node, &key)));
         }
         let links = [(0, first), (1, second)].map(|(side, id)| match self.names[side].get(&id) {
-            Some(name) => format!("the same as {}", String::from_utf8_lossy(name)),
+            Some(name) => format!("the same as {}", shown(name)),
             None => "one name".to_owned(),
         });
         compare(Aspect::Links, links);
@@ -286,6 +286,7 @@ impl Comparison<'_> {
                 Content::File { place: Place::Digest(first), .. },
                 Content::File { place: Place::Digest(second), .. },
             ) => first == second,
+            (Content::Symlink(first), Content::Symlink(second)) => first == second,
             _ => true,
         };
         let mut contents = nodes.map(|node| content(&node.content));
@@ -325,12 +326,17 @@ fn kind(content: &Content) -> &'static str {
 fn content(content: &Content) -> String {
     match content {
         Content::File { size, .. } => format!("{size} bytes"),
-        Content::Symlink(target) => String::from_utf8_lossy(target).into_owned(),
+        Content::Symlink(target) => shown(target),
         Content::CharDevice { major, minor } | Content::BlockDevice { major, minor } => {
             format!("{major}:{minor}")
         }
         Content::Directory(_) | Content::Fifo | Content::Socket => String::new(),
     }
+}
+
+/// A name that is not text is told by its bytes: two of them look alike only if they are.
+fn shown(name: &[u8]) -> String {
+    str::from_utf8(name).map_or_else(|_| name.escape_ascii().to_string(), str::to_owned)
 }
 
 /// Names of attributes that either has, in order.

@@ -204,7 +204,7 @@ impl NodeId {
 
 /// Longest name of an entry in bytes. No system call takes more, and a name makes a directory of
 /// each of its parts.
-const MAX_PATH: usize = 4096;
+pub(crate) const MAX_PATH: usize = 4096;
 
 /// Splits the name of an entry. `/` at the front, `.` and empty parts mean nothing.
 pub(crate) fn split_path(name: &[u8]) -> Result<Vec<&[u8]>, Problem> {

@@ -1,4 +1,5 @@
-//! Any disk: it is told what it holds or refused, and nothing is said to lie outside of it.
+//! Any disk: it is told what it holds or refused, and nothing is said to lie outside of it; what it
+//! holds is taken apart.
 //!
 //! | bytes      | what they are                                                        |
 //! |------------|----------------------------------------------------------------------|
@@ -10,7 +11,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use linkspan_layer::vhd::{FOOTER_SIZE, Footer};
-use linkspan_layer::{Kind, detect, file_system_size, verity, vhd};
+use linkspan_layer::{ExtractOptions, Kind, detect, extract_to_tar, file_system_size, verity, vhd};
 
 /// Tries an input.
 pub fn run(input: &[u8]) {
@@ -31,6 +32,9 @@ pub fn run(input: &[u8]) {
         Ok(Kind::Vhd { payload_size }) => assert!(payload_size < len),
         _ => {}
     }
+    // Whatever file system it says it is, it is read to the end or refused.
+    let options = ExtractOptions { max_bytes: 16 << 20, ..ExtractOptions::default() };
+    let _ = extract_to_tar(file.path(), std::io::sink(), "sink", &options, |_| {});
 }
 
 fn look(disk: &File, len: u64) {

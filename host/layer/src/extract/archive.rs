@@ -67,7 +67,13 @@ impl<W: Write> Archive<W> {
             records.push(key, value);
         }
         for xattr in &attributes.xattrs {
-            records.push_bytes(&[b"SCHILY.xattr.", &*xattr.key()].concat(), xattr.value());
+            let key = xattr.key();
+            // Whoever reads it takes the first of these for the end of the name.
+            if key.contains(&b'=') {
+                self.left_out += 1;
+                continue;
+            }
+            records.push_bytes(&[b"SCHILY.xattr.", &*key].concat(), xattr.value());
         }
         if !records.0.is_empty() {
             let mut extended = Header::new_ustar();

@@ -88,6 +88,17 @@ impl Directory {
         }
     }
 
+    /// What has lost its owner may not run as the one that it gets.
+    fn mode(&mut self, attributes: &Attributes) -> Mode {
+        const SET_ID: u32 = 0o6000;
+        let mode = mode(attributes);
+        if !self.rootless || mode.as_raw_mode() & SET_ID == 0 {
+            return mode;
+        }
+        self.left_out += 1;
+        Mode::from_raw_mode(mode.as_raw_mode() & !SET_ID)
+    }
+
     /// Gives an open file or directory its attributes: those that others take away come last.
     fn dress(&mut self, file: BorrowedFd<'_>, attributes: &Attributes) -> Result<(), Problem> {
         if !self.rootless {
@@ -98,7 +109,8 @@ impl Directory {
             let set = sys::fsetxattr(file, &*key, value, XattrFlags::empty());
             self.privileged(set)?;
         }
-        sys::fchmod(file, mode(attributes)).map_err(failed)?;
+        let mode = self.mode(attributes);
+        sys::fchmod(file, mode).map_err(failed)?;
         sys::futimens(file, &times(attributes)).map_err(failed)
     }
 
@@ -122,9 +134,10 @@ impl Directory {
             let set = sys::lsetxattr(&path, &*key, value, XattrFlags::empty());
             self.privileged(set)?;
         }
+        let mode = self.mode(attributes);
         let here = self.here()?;
         if !is_link {
-            sys::chmodat(here, name, mode(attributes), AtFlags::empty()).map_err(failed)?;
+            sys::chmodat(here, name, mode, AtFlags::empty()).map_err(failed)?;
         }
         sys::utimensat(here, name, &times(attributes), NOFOLLOW).map_err(failed)
     }
@@ -236,7 +249,12 @@ impl Target for Directory {
 
     fn leave(&mut self, entry: &Entry<'_>) -> Result<(), Problem> {
         let here = self.here()?.try_clone_to_owned().map_err(Problem::Write)?;
-        self.dress(here.as_fd(), &entry.node.attributes)?;
+        let mut attributes = entry.node.attributes.clone();
+        if self.rootless {
+            // Later names and a failure have to get in again.
+            attributes.mode |= 0o700;
+        }
+        self.dress(here.as_fd(), &attributes)?;
         self.descent.leave().map_err(failed)
     }
 
@@ -266,6 +284,10 @@ impl Target for Directory {
             // They are entered.
             Content::Directory(_) => return Ok(()),
         };
+        if self.rootless && device != 0 {
+            self.left_out += 1;
+            return Ok(());
+        }
         let private = Mode::from_raw_mode(0o600);
         let here = self.here().map_err(content)?;
         let made = sys::mknodat(here, entry.name, kind, private, device);

@@ -29,7 +29,7 @@ impl Disk {
         self.spent.set(self.spent.get().saturating_add(bytes));
         // Maps are read again when contents are.
         match self.spent.get() > self.size.saturating_mul(4).max(LEAST_BUDGET) {
-            true => Err("its directories and maps share blocks".to_owned()),
+            true => Err("its directories, maps and attributes share blocks".to_owned()),
             false => Ok(()),
         }
     }

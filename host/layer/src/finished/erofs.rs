@@ -44,7 +44,7 @@ impl Erofs {
             return Err("it is spread over several devices".to_owned());
         }
         let (bits, more) = (record[12], record[90]);
-        if !(9..=16).contains(&bits) || bits + more > 16 {
+        if !(9..=16).contains(&bits) || more > 16 - bits {
             return Err("the size of its blocks makes no sense".to_owned());
         }
         let block = 1 << bits;
@@ -182,6 +182,7 @@ impl Erofs {
         }
         let bytes = disk.vec(place, room)?;
         let mut take = |prefix: u8, name: &[u8], value: &[u8]| -> Read<()> {
+            disk.charge((name.len() + value.len()) as u64)?;
             match xattr(prefix, name, value)? {
                 Some(xattr) => xattrs.push(xattr),
                 None => *foreign += 1,

@@ -109,6 +109,7 @@ impl Ext4 {
         let mut foreign_xattrs = 0;
         let (mut xattrs, mut inlined) = (Vec::new(), Vec::new());
         let mut take = |prefix: u8, name: &[u8], value: &[u8]| -> Read<()> {
+            disk.charge((name.len() + value.len()) as u64)?;
             if (prefix, name) == (7, b"data") {
                 inlined = value.to_vec();
                 return Ok(());

@@ -19,7 +19,7 @@ use crate::copy::{ByteSource, CopyError, MAX_FILE};
 use crate::error::{Error, Problem};
 use crate::ext4::xattr::Xattr;
 use crate::sparse::SparseMap;
-use crate::tree::{Attributes, Content, Node, NodeId, Tree};
+use crate::tree::{Attributes, Content, MAX_PATH, Node, NodeId, Tree};
 
 /// What is wrong with an image.
 type Fault = String;
@@ -237,6 +237,7 @@ impl Image {
         if !(1..=MAX_TARGET).contains(&inode.size) {
             return Err(damaged(format!("the target of a link has {} bytes", inode.size)));
         }
+        self.disk.charge(inode.size).map_err(damaged)?;
         let mut target = vec![0; inode.size as usize];
         self.contents(inode).read_exact(0, &mut target).map_err(damaged)?;
         match target.contains(&0) {
@@ -358,6 +359,9 @@ pub(crate) fn add<C>(
         for (name, number) in image.entries(directory)?.into_iter().rev() {
             let path =
                 if path.is_empty() { name.clone() } else { [path, &b"/"[..], &name].concat() };
+            if path.len() > MAX_PATH {
+                return Err(image.damaged(format!("a path is longer than {MAX_PATH} bytes")));
+            }
             pending.push((node, path, name, number));
         }
         Ok::<_, Error>(())

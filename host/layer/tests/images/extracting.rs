@@ -245,6 +245,89 @@ fn what_an_oci_layer_cannot_say_is_named() {
     );
 }
 
+/// A tree as a directory, for those that make it with system calls.
+fn image_of(fill: impl Fn(&Path)) -> NamedTempFile {
+    let tree = TempDir::new().unwrap();
+    fill(tree.path());
+    image(Options::default(), |builder| builder.add_directory(tree.path())).unwrap().0
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn without_rights_nothing_runs_as_its_new_owner_and_links_find_their_first_name() {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let out = image_of(|root| {
+        fs::create_dir_all(root.join("a")).unwrap();
+        fs::create_dir_all(root.join("b")).unwrap();
+        fs::write(root.join("a/f"), "runs").unwrap();
+        set_mode(&root.join("a/f"), 0o4755);
+        fs::hard_link(root.join("a/f"), root.join("b/f")).unwrap();
+        set_mode(&root.join("a"), 0o600);
+        let device = (FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3));
+        mknodat(CWD, root.join("null"), device.0, device.1, device.2).unwrap();
+    });
+    let options = ExtractOptions { rootless: true, ..Default::default() };
+    let (target, told) = extracted(out.path(), &options).unwrap();
+    let look = |name: &str| fs::symlink_metadata(target.path().join(name)).unwrap();
+    assert_eq!(look("a/f").permissions().mode() & 0o7777, 0o755);
+    assert_eq!(look("a/f").ino(), look("b/f").ino());
+    assert_eq!(look("a").permissions().mode() & 0o7777, 0o700);
+    assert!(!target.path().join("null").exists());
+    assert_eq!(told.left_out, 2, "a bit and a device");
+}
+
+#[test]
+fn what_differs_in_bytes_alone_is_a_difference() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let link = |byte: u8| {
+        image_of(|root| {
+            let target = OsStr::from_bytes(std::slice::from_ref(&byte));
+            std::os::unix::fs::symlink(target, root.join("link")).unwrap();
+        })
+    };
+    let (first, second) = (link(0xff), link(0xfe));
+    let found = diff(first.path(), second.path(), &DiffOptions::default(), |_| {}).unwrap();
+    assert!(format!("{found:?}").contains("aspect: Content"), "{found:?}");
+}
+
+#[test]
+fn an_attribute_that_an_archive_cannot_name_is_left_out() {
+    let out = image_of(|root| {
+        fs::write(root.join("f"), "").unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(root.join("f"), "user.a=b", b"c", flags).unwrap();
+        rustix::fs::setxattr(root.join("f"), "user.d", b"e=f", flags).unwrap();
+    });
+    let (bytes, told) = tar_of(out.path(), &ExtractOptions::default());
+    assert_eq!(told.left_out, 1);
+    let (again, _) = image_of_tar(&bytes, Options::default());
+    let facts = mounted(again.path(), true, snapshot);
+    let file = facts.values().find(|facts| !facts.xattrs.is_empty()).expect("the file");
+    assert_eq!(file.xattrs.keys().collect::<Vec<_>>(), ["user.d"]);
+}
+
+#[test]
+fn a_path_that_no_archive_could_have_is_refused() {
+    let out = image_of(|root| {
+        let mut here = rustix::fs::open(root, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty());
+        for _ in 0..20 {
+            let at = here.unwrap();
+            let name = "n".repeat(250);
+            rustix::fs::mkdirat(&at, &name, rustix::fs::Mode::RWXU).unwrap();
+            let flags = rustix::fs::OFlags::PATH;
+            here = rustix::fs::openat(&at, &name, flags, rustix::fs::Mode::empty());
+        }
+    });
+    let error = extracted(out.path(), &ExtractOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("a path is longer than 4096 bytes"), "{error}");
+}
+
 #[test]
 fn a_directory_that_holds_something_is_left_alone() {
     let (out, _) = image_of_tar(&archive(&[(FILE, "new", "", b"x")]), Options::default());
@@ -402,8 +485,10 @@ proptest! {
     ) {
         let format = if erofs { Format::Erofs } else { Format::Ext4 };
         let mut bytes = seed(format);
-        // Only what is not zero is worth a change, and most of that is metadata.
-        let used: Vec<usize> = (1024..bytes.len()).filter(|&at| bytes[at] > 1).collect();
+        // What is not zero is metadata for the most part; what is, near the beginning, means that
+        // something is not there.
+        let metadata = |&at: &usize| bytes[at] > 1 || at < 4096;
+        let used: Vec<usize> = (1024..bytes.len()).filter(metadata).collect();
         for (at, value) in changes {
             bytes[used[at.index(used.len())]] = value;
         }

@@ -118,9 +118,13 @@ pub(super) async fn long_silence(s: &mut HostSession) -> Checked {
     let wait = Script::new("a wait without an answer").once(WAIT, late());
     // A host that does not wait is told by what it has done with a right guest.
     let scripts = if s.plain().await?.has(WAIT) { vec![request, wait] } else { vec![request] };
-    s.run_each(scripts, |run| match run.has(WAIT) {
-        false => given_up(run),
-        true => kept(run),
+    s.run_each(scripts, |run| {
+        let at = |kind| run.of(kind).next().map(|request| request.at);
+        // Whoever comes to wait only after the silence has not given the request up.
+        match (at(MessageType::CREATE), at(WAIT)) {
+            (Some(create), Some(wait)) if wait.saturating_sub(create) < SILENCE => kept(run),
+            _ => given_up(run),
+        }
     })
     .await
 }

@@ -21,8 +21,8 @@ pub(super) fn differences(recorded: &Value, ours: &Value) -> Vec<String> {
     let (recorded, ours) = (flat(recorded), flat(ours));
     for (path, value) in &recorded {
         match ours.get(path) {
-            // Go leaves a zero out.
-            None if value.is_number() => {}
+            // Go leaves a zero out, and in properties any number may be one.
+            None if value.is_number() && (!is_exact(path) || *value == 0) => {}
             None => found.push(format!("no {path}")),
             Some(got) if is_exact(path) && got != value => {
                 found.push(format!("{path} {got}, not {value}"));

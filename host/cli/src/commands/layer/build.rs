@@ -106,7 +106,7 @@ impl Build {
         let root = summary.verity.as_ref().map(|verity| verity.root_hex());
         if global.json {
             output::json(&json!({
-                "path": self.output,
+                "path": self.output.to_string_lossy(),
                 "disk_bytes": summary.bytes,
                 "file_system_bytes": summary.file_system_bytes,
                 "inodes": summary.inodes,

@@ -115,7 +115,7 @@ fn tell(extracted: &Extracted, target: &Path, global: &Global) -> Result<u32, Er
     let Extracted { entries, bytes, skipped_xattrs, left_out, .. } = *extracted;
     if global.json {
         output::json(&json!({
-            "path": target,
+            "path": target.to_string_lossy(),
             "entries": entries,
             "data_bytes": bytes,
             "skipped_xattrs": skipped_xattrs,
@@ -129,7 +129,7 @@ fn tell(extracted: &Extracted, target: &Path, global: &Global) -> Result<u32, Er
         output::line(format!("{skipped_xattrs} attributes have no place outside the image"))?;
     }
     if left_out > 0 {
-        output::line(format!("{left_out} left out, which take root or are sockets"))?;
+        output::line(format!("{left_out} left out, which take root or have no place there"))?;
     }
     Ok(0)
 }

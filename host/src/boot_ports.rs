@@ -3,29 +3,30 @@
 //! A guest that dials neither is none the worse for it: ours takes its random bytes from the
 //! machine, and its log goes where it was told.
 
+use std::io;
 use std::sync::Arc;
 
-use hyperv_socket::Stream;
 use linkspan_protocol::port;
 use serde_json::{Map, Value};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::task::JoinSet;
 use tracing::{debug, error, info, trace, warn};
 
 use crate::vmm::{Accept, PortListener, Vmm};
 
-/// The longest line of a log, in bytes; the rest of it is another line.
+/// The target of the events that a guest's log becomes.
+const GUEST: &str = "linkspan_host::guest";
+
+/// The longest line of a log that is told, in bytes.
 const LINE: u64 = 64 << 10;
 
-/// How much is kept of what an agent says last.
-const LAST_WORDS: usize = 64 << 10;
-
 /// Listens on both ports for as long as the machine runs. Where that cannot be, because somebody
-/// else does, the guest is served by them.
-pub(crate) async fn serve(name: &str, vmm: &Arc<dyn Vmm>) {
+/// else does, the guest is served by them. What listens holds on to the machine.
+pub(crate) async fn serve(name: &str, vmm: &Arc<dyn Vmm>, tasks: &mut JoinSet<()>) {
     let entropy = vmm.listen(port::ENTROPY, Accept::Once).await;
     let log = vmm.listen(port::LOG, Accept::Many).await;
     let (name, vmm) = (name.to_owned(), Arc::clone(vmm));
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         let both = async {
             tokio::join!(
                 async {
@@ -67,31 +68,58 @@ async fn take_log(name: &str, mut listener: PortListener) {
     }
 }
 
-/// Tells what comes, until it ends. What is no JSON is the last that an agent says, such as a panic.
-async fn log_of(name: &str, stream: Stream) {
+/// Tells what comes, until it ends.
+async fn log_of(name: &str, stream: impl AsyncRead + Unpin) {
     let mut lines = BufReader::new(stream);
-    loop {
-        let mut line = Vec::new();
-        match (&mut lines).take(LINE).read_until(b'\n', &mut line).await {
-            Ok(1..) => {}
-            Ok(0) | Err(_) => return,
-        }
-        match serde_json::from_slice(&line) {
-            Ok(Value::Object(entry)) => tell(name, entry),
-            _ if line.trim_ascii().is_empty() => {}
-            _ => return last_words(name, line, lines).await,
+    while let Some(line) = next_line(&mut lines).await {
+        match line {
+            Line::Entry(entry) => tell(name, entry),
+            // Such as a panic.
+            Line::Text(text) => error!(target: GUEST, name, "{text}"),
+            Line::TooLong => warn!(name, "a line of the guest's log is too long to be told"),
         }
     }
 }
 
-async fn last_words(name: &str, mut said: Vec<u8>, mut rest: impl AsyncRead + Unpin) {
-    let mut buffer = vec![0; 16 << 10];
-    while let Ok(len @ 1..) = rest.read(&mut buffer).await {
-        let room = LAST_WORDS.saturating_sub(said.len());
-        said.extend_from_slice(&buffer[..len.min(room)]);
+/// A line of a log.
+#[derive(Debug, PartialEq)]
+enum Line {
+    Entry(Map<String, Value>),
+    /// No object in JSON.
+    Text(String),
+    TooLong,
+}
+
+/// The next line that is not empty; `None` at the end.
+async fn next_line(lines: &mut (impl AsyncBufRead + Unpin)) -> Option<Line> {
+    loop {
+        let mut line = Vec::new();
+        if lines.take(LINE).read_until(b'\n', &mut line).await.ok()? == 0 {
+            return None;
+        }
+        if line.len() as u64 == LINE && !line.ends_with(b"\n") {
+            skip_line(lines).await.ok()?;
+            return Some(Line::TooLong);
+        }
+        match serde_json::from_slice(&line) {
+            Ok(Value::Object(entry)) => return Some(Line::Entry(entry)),
+            _ if line.trim_ascii().is_empty() => {}
+            _ => return Some(Line::Text(String::from_utf8_lossy(&line).trim_end().to_owned())),
+        }
     }
-    let said = String::from_utf8_lossy(&said);
-    error!(target: "linkspan_host::guest", name, said = said.trim_end(), "the guest agent's last words");
+}
+
+/// Reads to the end of a line, and keeps nothing.
+async fn skip_line(lines: &mut (impl AsyncBufRead + Unpin)) -> io::Result<()> {
+    loop {
+        let buffer = lines.fill_buf().await?;
+        let end = buffer.iter().position(|&byte| byte == b'\n');
+        let len = end.map_or(buffer.len(), |end| end + 1);
+        lines.consume(len);
+        if end.is_some() || len == 0 {
+            return Ok(());
+        }
+    }
 }
 
 fn tell(name: &str, mut entry: Map<String, Value>) {
@@ -104,7 +132,7 @@ fn tell(name: &str, mut entry: Map<String, Value>) {
     let fields = Value::Object(entry);
     macro_rules! say {
         ($say:ident) => {
-            $say!(target: "linkspan_host::guest", name, time, %fields, "{message}")
+            $say!(target: GUEST, name, time, %fields, "{message}")
         };
     }
     match level.as_str() {
@@ -114,5 +142,28 @@ fn tell(name: &str, mut entry: Map<String, Value>) {
         "warning" | "warn" => say!(warn),
         // Whatever ends an agent is no more than an error here.
         _ => say!(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_log_goes_on_after_lines_that_are_too_long_or_no_json() {
+        let long = "x".repeat(200 << 10);
+        let log = format!("{{\"msg\":\"a\"}}\nthread panicked\n\n{long}\n{{\"msg\":\"b\"}}\nend");
+        let mut lines = BufReader::new(log.as_bytes());
+        let entry = |msg: &str| Line::Entry(Map::from_iter([("msg".to_owned(), msg.into())]));
+        for expected in [
+            entry("a"),
+            Line::Text("thread panicked".to_owned()),
+            Line::TooLong,
+            entry("b"),
+            Line::Text("end".to_owned()),
+        ] {
+            assert_eq!(next_line(&mut lines).await, Some(expected));
+        }
+        assert_eq!(next_line(&mut lines).await, None);
     }
 }

@@ -7,18 +7,21 @@
 //! ```text
 //! <directory>/<key>.img      an image, complete as soon as it has its name
 //! <directory>/<key>.source   the path of its directory: when that is no more, both go;
-//!                            locked by whoever makes the image
+//!                            locked by whoever makes the image, or removes it
 //! ```
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use linkspan_layer::Options;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Statx, StatxFlags, flock, linkat, statx};
+use rustix::io::Errno;
 
 use crate::error::Context;
 use crate::{Error, Result};
@@ -54,12 +57,9 @@ impl LayerCache {
             return Ok(image);
         }
         let source = self.directory.join(format!("{key}.source"));
-        let held = File::create(&source).context(|| format!("make {}", source.display()))?;
-        flock(&held, FlockOperation::LockExclusive)
-            .context(|| format!("lock {}", source.display()))?;
+        let held = locked(&source).context(|| format!("lock {}", source.display()))?;
         if !image.exists() {
-            let made = (&held)
-                .write_all(layer.as_os_str().as_bytes())
+            let made = note(&held, &layer)
                 .map_err(Into::into)
                 .and_then(|()| self.make(&layer, &image, options));
             if let Err(cause) = made {
@@ -80,12 +80,14 @@ impl LayerCache {
         let file = tempfile::tempfile_in(&self.directory)?;
         linkspan_layer::build_image(layer, &file, options, |_| {})?;
         let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-        linkat(CWD, unnamed, CWD, image, AtFlags::SYMLINK_FOLLOW)?;
-        Ok(())
+        match linkat(CWD, unnamed, CWD, image, AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
-    /// Removes the images of directories that are not there any more. One that is in use stays in
-    /// use: a machine has it open.
+    /// Removes the images of directories that are not there any more, but those that are being
+    /// made. One that is in use stays in use: a machine has it open.
     ///
     /// # Errors
     /// When the cache cannot be listed.
@@ -96,14 +98,53 @@ impl LayerCache {
             if source.extension().is_none_or(|extension| extension != "source") {
                 continue;
             }
-            let Ok(layer) = fs::read(&source) else { continue };
-            if !Path::new(std::ffi::OsStr::from_bytes(&layer)).exists() {
+            let Some((_held, layer)) = unused(&source) else { continue };
+            if !layer.exists() {
                 let _ = fs::remove_file(source.with_extension("img"));
                 let _ = fs::remove_file(source);
             }
         }
         Ok(())
     }
+}
+
+/// Opens and locks a file that others may make, lock and remove: waits for them.
+fn locked(path: &Path) -> io::Result<File> {
+    loop {
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(false).open(path)?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        if is_at(&file, path)? {
+            return Ok(file);
+        }
+    }
+}
+
+/// Locks a `.source` that nobody else has locked, and reads it. `None` also where its writer was
+/// lost before it wrote.
+fn unused(source: &Path) -> Option<(File, PathBuf)> {
+    let mut file = File::open(source).ok()?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    let mut layer = Vec::new();
+    file.read_to_end(&mut layer).ok()?;
+    let told = !layer.is_empty() && is_at(&file, source).ok()?;
+    told.then(|| (file, OsStr::from_bytes(&layer).into()))
+}
+
+/// Whether that is still the file of that name: one that was removed can be locked all the same.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let held = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a layer's path in the place of what a lost writer has left.
+fn note(mut file: &File, layer: &Path) -> io::Result<()> {
+    file.set_len(0)?;
+    file.write_all(layer.as_os_str().as_bytes())
 }
 
 /// What a directory is, as a file name. Inode numbers are used again, times are not.
@@ -143,6 +184,32 @@ mod tests {
         fs::remove_dir_all(&layer).unwrap();
         cache.tidy().unwrap();
         assert_eq!(fs::read_dir(place.path().join("cache")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn many_may_want_the_same_layer_while_others_tidy() {
+        let place = tempfile::tempdir().unwrap();
+        for round in 0..20 {
+            let cache = LayerCache::open(place.path().join(format!("cache-{round}"))).unwrap();
+            let layer = layer(place.path(), &round.to_string());
+            let together = std::sync::Barrier::new(8);
+            std::thread::scope(|scope| {
+                for number in 0..8 {
+                    let (cache, layer, together) = (&cache, &layer, &together);
+                    scope.spawn(move || {
+                        together.wait();
+                        for _ in 0..20 {
+                            if number % 2 == 0 {
+                                let image = cache.image_of(layer, Options::default()).unwrap();
+                                assert!(image.exists());
+                            } else {
+                                cache.tidy().unwrap();
+                            }
+                        }
+                    });
+                }
+            });
+        }
     }
 
     #[test]

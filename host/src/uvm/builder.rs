@@ -9,6 +9,7 @@ use linkspan_protocol::message::{ContainerId, Create, Start, UvmDocument};
 use linkspan_protocol::port;
 use linkspan_protocol::resource::Network;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 use tracing::info;
 
 use super::UtilityVm;
@@ -251,8 +252,10 @@ impl Builder {
         let (name, timeout) = (self.name, self.boot_timeout);
         let has_network = self.network.is_some();
         let began = std::time::Instant::now();
+        // Ends with this future, so that nothing keeps the machine then.
+        let mut ports = JoinSet::new();
         let connected = async {
-            boot_ports::serve(&name, &vmm).await;
+            boot_ports::serve(&name, &vmm, &mut ports).await;
             let mut listener = vmm.listen(port::BRIDGE, Accept::Many).await?;
             let Some(stream) = listener.accept().await else {
                 // A machine that ends takes its vsock along, and says why a little later.
@@ -274,6 +277,7 @@ impl Builder {
         match outcome {
             Ok(bridge) => {
                 info!(name, vmm = vmm.describe(), took = ?began.elapsed(), "utility VM is up");
+                ports.detach_all();
                 Ok(UtilityVm::new(name, vmm, bridge, has_network))
             }
             Err(error) => {
@@ -440,5 +444,70 @@ impl Machine {
     /// Ends it. Returns when nothing of it is left.
     pub async fn terminate(&self) {
         self.vmm.terminate().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::{Disk, ScsiAddress};
+    use async_trait::async_trait;
+    use std::future::pending;
+    use tokio::sync::{mpsc, oneshot};
+
+    /// A machine whose guest never comes up; it ends when it is dropped.
+    #[derive(Debug)]
+    struct Silent {
+        _ended: oneshot::Sender<()>,
+    }
+
+    #[async_trait]
+    impl Vmm for Silent {
+        fn backend(&self) -> &'static str {
+            "silent"
+        }
+
+        fn describe(&self) -> String {
+            self.backend().to_owned()
+        }
+
+        async fn listen(&self, port: u32, _: Accept) -> Result<PortListener> {
+            let (sender, incoming) = mpsc::unbounded_channel();
+            Ok(PortListener::new(port, incoming, sender))
+        }
+
+        async fn attach_disk(&self, _: ScsiAddress, _: Disk) -> Result<()> {
+            pending().await
+        }
+
+        async fn detach_disk(&self, _: ScsiAddress) -> Result<()> {
+            pending().await
+        }
+
+        async fn exited(&self) -> VmExit {
+            pending().await
+        }
+
+        async fn terminate(&self) {
+            pending().await
+        }
+
+        fn boot_phase(&self) -> String {
+            String::new()
+        }
+
+        fn console_tail(&self) -> String {
+            String::new()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_is_not_waited_for_any_more_is_let_go() {
+        let (alive, ended) = oneshot::channel();
+        let vmm = Arc::new(Silent { _ended: alive });
+        let attaching = UtilityVm::builder("x").attach(vmm);
+        assert!(tokio::time::timeout(Duration::from_millis(20), attaching).await.is_err());
+        let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+        assert!(matches!(ended, Ok(Err(_))), "something keeps the machine");
     }
 }

@@ -55,6 +55,8 @@ impl Machine {
     pub(crate) async fn end(&self) {
         // What boots ends with its future.
         self.booting.abort();
+        // Over once its sender is gone; it may have come up in the meantime.
+        let _ = self.state.clone().wait_for(|_| false).await;
         let uvm = self.state.borrow().as_ref().and_then(|state| state.clone().ok());
         if let Some(uvm) = uvm {
             uvm.terminate().await;

@@ -113,7 +113,8 @@ fn alone(
     let directory = bundle.mounts().join(number.to_string());
     fs::create_dir_all(&directory).map_err(Error::io(what()))?;
     let place = directory.join(&name);
-    File::create(&place).map_err(Error::io(what()))?;
+    // What is there already may be a file of this host, from a mount that was left.
+    File::create_new(&place).map_err(Error::io(what()))?;
     mount_bind(file, &place).map_err(Error::io(what()))?;
     if read_only {
         let flags = MountFlags::BIND | MountFlags::RDONLY;
@@ -168,6 +169,20 @@ mod tests {
             Share { source: source.into(), target: "/srv".into(), read_only: true, file: None };
         assert_eq!(shares, [expected]);
         assert_eq!(spec["mounts"], json!([proc, shared_memory(Kind::Workload), own]));
+    }
+
+    #[test]
+    fn what_is_mounted_already_keeps_what_it_holds() {
+        let place = tempfile::tempdir().unwrap();
+        let (file, bundle) = (place.path().join("file"), Bundle::at(place.path().join("bundle")));
+        let left = bundle.mounts().join("0/file");
+        fs::create_dir_all(left.parent().unwrap()).unwrap();
+        for path in [&file, &left] {
+            fs::write(path, "kept").unwrap();
+        }
+        let error = alone(&bundle, 0, &file, false).unwrap_err().to_string();
+        assert!(error.contains(&file.display().to_string()), "{error}");
+        assert_eq!(fs::read_to_string(&left).unwrap(), "kept");
     }
 
     #[test]

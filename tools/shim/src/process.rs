@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::stdio::{Local, Paths, Relay};
 
 /// The exit status of a process that nobody has seen end.
-const UNKNOWN: u32 = 255;
+pub(crate) const UNKNOWN: u32 = 255;
 
 /// How long a killed process's output may find no taker before it is given up.
 const UNTAKEN: Duration = Duration::from_secs(2);
@@ -26,7 +26,22 @@ const UNTAKEN: Duration = Duration::from_secs(2);
 /// How long what a lost guest wrote last may take to arrive.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-const KILL: u32 = 9;
+pub(crate) const KILL: u32 = 9;
+
+/// By default these end nothing: `CHLD`, `CONT`, `STOP`, `TSTP`, `TTIN`, `TTOU`, `URG`, `WINCH`.
+const HARMLESS: [u32; 8] = [17, 18, 19, 20, 21, 22, 23, 28];
+
+/// Whether a signal ends a process that has set nothing else up.
+///
+/// # Errors
+/// When there is no such signal. 0 is one that does nothing.
+pub(crate) fn is_deadly(signal: u32) -> Result<bool, Error> {
+    match signal {
+        0 => Ok(false),
+        1..=64 => Ok(!HARMLESS.contains(&signal)),
+        _ => Err(Error::input("signal", format!("{signal} is not in 0 to 64"))),
+    }
+}
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,8 +152,14 @@ impl Process {
         began: impl FnOnce(),
         ended: impl FnOnce(Exit) + Send + 'static,
     ) -> Result<u32, Error> {
-        let relay = local.relay(&mut child)?;
         let handle = child.handle().clone();
+        let relay = match local.relay(&mut child) {
+            Ok(relay) => relay,
+            Err(error) => {
+                let _ = handle.kill().await;
+                return Err(error);
+            }
+        };
         self.pid.store(handle.pid(), Ordering::Relaxed);
         // Set once: starting it twice is refused before this.
         let _ = (self.handle.set(handle.clone()), self.relay.set(relay));
@@ -197,7 +218,7 @@ impl Process {
         }
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. 0 only asks whether it runs.
     ///
     /// # Errors
     /// `NotFound` when it has ended.
@@ -206,11 +227,13 @@ impl Process {
         let (Phase::Running, Some(handle)) = (self.phase(), self.handle.get()) else {
             return Err(gone());
         };
+        if number == 0 {
+            return if handle.has_ended() { Err(gone()) } else { Ok(()) };
+        }
         let wanted = i32::try_from(number)
             .map_err(|_| Error::input("signal", format!("{number} is no signal")))?;
-        if !handle.signal(wanted).await? {
-            return Err(gone());
-        }
+        let lives = handle.signal(wanted).await?;
+        // Also of one that has ended by itself: what holds its end up is the same.
         if number == KILL {
             let this = Arc::clone(self);
             tokio::spawn(async move {
@@ -221,7 +244,7 @@ impl Process {
                 }
             });
         }
-        Ok(())
+        lives.then_some(()).ok_or_else(gone)
     }
 
     /// Changes the size of its terminal, now or when it has one.
@@ -246,5 +269,31 @@ impl Process {
 
     fn size(&self) -> MutexGuard<'_, Option<(u16, u16)>> {
         self.size.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_numbers_up_to_64_and_some_end_nothing() {
+        assert!([1, 9, 15, 34, 64].iter().all(|&signal| is_deadly(signal).unwrap()));
+        assert!([0, 17, 18, 28].iter().all(|&signal| !is_deadly(signal).unwrap()));
+        let error = is_deadly(u32::MAX).unwrap_err().to_string();
+        assert!(error.contains("signal") && error.contains("4294967295"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn one_that_never_ran_has_ended_for_all_who_wait() {
+        let process = Process::new("x", Paths::default(), 0);
+        let waiting = tokio::spawn({
+            let process = Arc::clone(&process);
+            async move { process.wait().await }
+        });
+        let exit = process.never_ran(UNKNOWN);
+        assert_eq!(waiting.await.unwrap(), exit);
+        assert!(process.is_to_start().unwrap_err().to_string().contains("stopped"));
+        assert!(matches!(process.signal(0).await, Err(Error::NotFound { .. })));
     }
 }

@@ -18,11 +18,10 @@ use containerd_shim_protos::sandbox_async::{Sandbox, create_sandbox};
 use containerd_shim_protos::ttrpc::Result;
 use containerd_shim_protos::ttrpc::asynchronous::{Service, TtrpcContext};
 
-use crate::process::Phase;
+use crate::process::{KILL, Phase};
+use crate::service::to_its_end;
 use crate::shim::Shim;
 use crate::{metrics, timestamp};
-
-const SIGKILL: u32 = 9;
 
 /// Services to register.
 pub(crate) fn sandbox(shim: &Arc<Shim>) -> HashMap<String, Service> {
@@ -46,7 +45,11 @@ impl Sandbox for SandboxService {
         _: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> Result<CreateSandboxResponse> {
-        self.shim().create_sandbox(&request.sandbox_id, &request.bundle_path).await?;
+        self.0.asked.notify_one();
+        let shim = Arc::clone(&self.0);
+        let making =
+            async move { shim.create_sandbox(&request.sandbox_id, &request.bundle_path).await };
+        to_its_end(making).await?;
         Ok(CreateSandboxResponse::default())
     }
 
@@ -56,7 +59,8 @@ impl Sandbox for SandboxService {
         request: StartSandboxRequest,
     ) -> Result<StartSandboxResponse> {
         let sandbox = self.shim().sandbox(&request.sandbox_id)?;
-        let pid = sandbox.task.start().await?;
+        let task = sandbox.task;
+        let pid = to_its_end(async move { task.start().await }).await?;
         let created_at = timestamp::field(Some(sandbox.created_at));
         Ok(StartSandboxResponse { pid, created_at, ..StartSandboxResponse::default() })
     }
@@ -81,7 +85,7 @@ impl Sandbox for SandboxService {
         let sandbox = self.shim().sandbox(&request.sandbox_id)?;
         // One that has stopped is stopped.
         if !matches!(sandbox.task.init.phase(), Phase::Stopped(_)) {
-            sandbox.task.kill("", SIGKILL).await?;
+            sandbox.task.kill("", KILL).await?;
             sandbox.task.init.wait().await;
         }
         Ok(StopSandboxResponse::default())

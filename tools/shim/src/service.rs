@@ -48,6 +48,21 @@ impl TaskService {
         self.0.asked.notify_one();
         &self.0
     }
+
+    /// The same for what outlives the request.
+    fn held(&self) -> Arc<Shim> {
+        self.0.asked.notify_one();
+        Arc::clone(&self.0)
+    }
+}
+
+/// Does what may not stop half-way, also when nobody waits for it any more: with the time that
+/// containerd gives a request, its handler ends wherever it is.
+pub(crate) async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = std::result::Result<T, Error>> + Send + 'static,
+) -> std::result::Result<T, Error> {
+    let outcome = tokio::spawn(work).await;
+    outcome.map_err(|lost| Error::Machine(lost.to_string()))?
 }
 
 /// A JSON document in an `Any`, as containerd hands OCI objects on.
@@ -85,21 +100,26 @@ impl TaskApi for TaskService {
         _: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> Result<CreateTaskResponse> {
-        let pid = self.shim().create(request).await?;
+        let shim = self.held();
+        let pid = to_its_end(async move { shim.create(request).await }).await?;
         Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> Result<StartResponse> {
         let task = self.shim().task(&request.id)?;
-        let pid = match request.exec_id.as_str() {
-            "" => task.start().await?,
-            exec => task.start_exec(exec).await?,
+        let starting = async move {
+            match request.exec_id.as_str() {
+                "" => task.start().await,
+                exec => task.start_exec(exec).await,
+            }
         };
+        let pid = to_its_end(starting).await?;
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Result<DeleteResponse> {
-        Ok(self.shim().delete(&request).await?)
+        let shim = self.held();
+        Ok(to_its_end(async move { shim.delete(&request).await }).await?)
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Result<PidsResponse> {
@@ -120,12 +140,14 @@ impl TaskApi for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> Result<Empty> {
-        self.shim().task(&request.id)?.pause().await?;
+        let task = self.shim().task(&request.id)?;
+        to_its_end(async move { task.pause().await }).await?;
         Ok(Empty::default())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> Result<Empty> {
-        self.shim().task(&request.id)?.resume().await?;
+        let task = self.shim().task(&request.id)?;
+        to_its_end(async move { task.resume().await }).await?;
         Ok(Empty::default())
     }
 
@@ -210,5 +232,26 @@ impl TaskApi for TaskService {
             shim.ending.notify_one();
         }
         Ok(Empty::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn what_has_begun_is_done_though_its_request_has_run_out_of_time() {
+        let (go, told) = oneshot::channel();
+        let (done, outcome) = oneshot::channel();
+        let work = to_its_end(async move {
+            told.await.unwrap();
+            done.send("done").unwrap();
+            Ok(())
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(1), work).await.is_err());
+        go.send(()).unwrap();
+        assert_eq!(outcome.await.unwrap(), "done");
     }
 }

@@ -1,6 +1,7 @@
 //! The containers of one server, in one utility VM.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -91,10 +92,10 @@ impl Shim {
             return Err(Error::Unsupported("a container from a checkpoint".to_owned()));
         }
         let id = request.id.clone();
-        if self.tasks().contains_key(&id) {
-            return Err(Error::Exists { what: "container", id });
-        }
-        self.tasks().insert(id.clone(), None);
+        match self.tasks().entry(id.clone()) {
+            Entry::Occupied(_) => return Err(Error::Exists { what: "container", id }),
+            Entry::Vacant(place) => place.insert(None),
+        };
         let bundle = Bundle::at(&request.bundle);
         let made = self.make(&request, &bundle).await;
         match made {

@@ -8,7 +8,7 @@
 //! A workload of a pod gets the server of the pod. Standard error stays silent unless it fails, for
 //! containerd 1.6 reads the address from both.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -104,17 +104,25 @@ impl Server {
             let bytes = options.write_to_bytes().unwrap_or_default();
             stdin.write_all(&bytes).map_err(Error::io("hand the options to the server"))?;
         }
-        let mut word = String::new();
-        if let Some(stdout) = server.child.stdout.take() {
-            let read = BufReader::new(stdout).read_line(&mut word);
-            read.map_err(Error::io("hear from the server"))?;
-        }
-        match word.trim_end() {
+        let stdout = server.child.stdout.take();
+        let said =
+            stdout.map_or_else(|| Ok(String::new()), |stdout| answer(BufReader::new(stdout)));
+        match said.map_err(Error::io("hear from the server"))?.trim_end() {
             READY => Ok(server),
             "" => Err(Error::Machine("the server ended at once".to_owned())),
             reason => Err(Error::Machine(reason.to_owned())),
         }
     }
+}
+
+/// What a server says: one word when it is ready, which is all, or else to its end why not.
+fn answer(mut stdout: impl BufRead) -> io::Result<String> {
+    let mut said = String::new();
+    stdout.read_line(&mut said)?;
+    if said.trim_end() != READY {
+        stdout.read_to_string(&mut said)?;
+    }
+    Ok(said)
 }
 
 impl Drop for Server {
@@ -129,6 +137,16 @@ impl Drop for Server {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_that_a_server_says_of_why_not_is_heard() {
+        let said = "no boot image\nin /a\nin /b\n";
+        assert_eq!(answer(said.as_bytes()).unwrap(), said);
+        // A server that is ready keeps its output: more is not waited for.
+        let (mut server, here) = UnixStream::pair().unwrap();
+        writeln!(server, "{READY}").unwrap();
+        assert_eq!(answer(BufReader::new(here)).unwrap().trim_end(), READY);
+    }
 
     #[test]
     fn sockets_differ_by_containerd_namespace_and_group_and_are_short() {

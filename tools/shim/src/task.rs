@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use crate::bundle::Bundle;
 use crate::error::Error;
 use crate::events::Events;
-use crate::process::{Exit, Phase, Process};
+use crate::process::{self, Exit, Phase, Process};
 use crate::stdio::{Owner, Paths};
 use crate::{mounts, spec, timestamp};
 
@@ -89,6 +89,15 @@ impl Task {
         let init = &self.init;
         let _changing = init.changing.lock().await;
         init.is_to_start()?;
+        let outcome = self.start_init().await;
+        if outcome.is_err() {
+            init.never_ran(process::UNKNOWN);
+        }
+        outcome
+    }
+
+    async fn start_init(self: &Arc<Self>) -> Result<u32, Error> {
+        let init = &self.init;
         let starting = Instant::now();
         let local = init.paths.open(self.owner()).await?;
         let child = {
@@ -139,6 +148,15 @@ impl Task {
         let _changing = process.changing.lock().await;
         process.is_to_start()?;
         self.is_running("exec in")?;
+        let outcome = self.start_added(id, &exec).await;
+        if outcome.is_err() {
+            process.never_ran(process::UNKNOWN);
+        }
+        outcome
+    }
+
+    async fn start_added(self: &Arc<Self>, id: &str, exec: &Exec) -> Result<u32, Error> {
+        let process = &exec.process;
         let local = process.paths.open(self.owner()).await?;
         let wanted: Stdio = process.paths.wanted();
         let child = {
@@ -159,12 +177,17 @@ impl Task {
         process.started(child, local, began, ended).await
     }
 
-    /// Sends a signal to one of its processes. A process that never ran has ended then.
+    /// Sends a signal to one of its processes. One that never ran has ended then, unless the
+    /// signal would do nothing.
     pub(crate) async fn kill(&self, exec: &str, signal: u32) -> Result<(), Error> {
         let process = self.process(exec)?;
+        let deadly = process::is_deadly(signal)?;
         if process.phase() == Phase::Created {
             let _changing = process.changing.lock().await;
             if process.phase() == Phase::Created {
+                if !deadly {
+                    return Ok(());
+                }
                 let exit = process.never_ran(SIGNALLED + signal);
                 let id = if exec.is_empty() { &self.id } else { exec };
                 self.ended(id.to_owned(), process.pid(), exit);
@@ -234,7 +257,12 @@ impl Task {
             return Err(process.refuse("delete", Phase::Running));
         }
         self.execs().remove(id);
-        Ok((process.pid(), process.phase().exit()))
+        let exit = process.phase().exit();
+        if exit.is_none() {
+            // Whoever waits for it need not any more.
+            process.never_ran(process::UNKNOWN);
+        }
+        Ok((process.pid(), exit))
     }
 
     /// Takes the container out, to be deleted, unless its init runs.
@@ -242,6 +270,9 @@ impl Task {
         let _changing = self.init.changing.lock().await;
         if self.init.phase() == Phase::Running {
             return Err(self.init.refuse("delete", Phase::Running));
+        }
+        if self.init.phase() == Phase::Created {
+            self.init.never_ran(SIGNALLED + process::KILL);
         }
         Ok(self.container.write().await.take())
     }

@@ -99,16 +99,20 @@ fn containerd(config: &Path) -> Vec<Finding> {
             format!("install it where containerd's own PATH leads: /usr/local/bin/{SHIM}"),
         ),
     });
-    let configured = fs::read_to_string(config).map(|text| text.contains(RUNTIME));
-    findings.push(match configured {
+    findings.push(runtime(config));
+    findings
+}
+
+/// Whether containerd's configuration names the runtime.
+fn runtime(config: &Path) -> Finding {
+    match fs::read_to_string(config).map(|text| text.contains(RUNTIME)) {
         Ok(true) => Finding::good("runtime", format!("{} names {RUNTIME}", config.display())),
         _ => Finding::fair(
             "runtime",
             format!("{} does not name {RUNTIME}", config.display()),
             "only Kubernetes needs that; docs/containerd.md has the lines",
         ),
-    });
-    findings
+    }
 }
 
 fn in_path(program: &str) -> Option<PathBuf> {
@@ -128,10 +132,19 @@ mod tests {
         for finding in containerd(&config) {
             assert_eq!(finding.mend.is_none(), finding.state == State::Good, "{finding:?}");
         }
+    }
+
+    #[test]
+    fn the_runtime_is_good_where_containerds_configuration_names_it() {
+        let place = tempfile::tempdir().unwrap();
+        let config = place.path().join("config.toml");
+        let missing = runtime(&config);
+        assert_eq!(missing.state, State::Fair);
+        assert!(missing.mend.unwrap().contains("docs/containerd.md"));
+        fs::write(&config, "runtime_type = \"io.containerd.runc.v2\"").unwrap();
+        assert_eq!(runtime(&config).state, State::Fair);
         fs::write(&config, format!("runtime_type = \"{RUNTIME}\"")).unwrap();
-        let of = |subject| containerd(&config).into_iter().find(|each| each.subject == subject);
-        if let Some(runtime) = of("runtime") {
-            assert_eq!(runtime.state, State::Good);
-        }
+        let named = runtime(&config);
+        assert_eq!((named.state, named.mend), (State::Good, None));
     }
 }

@@ -35,6 +35,7 @@ use clap::Parser;
 
 use crate::ctr::Ctr;
 use crate::daemon::Daemon;
+use crate::remains::Remains;
 
 /// The runtime that all is held against.
 const STOCK: &str = "io.containerd.runc.v2";
@@ -86,7 +87,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let daemon = Daemon::start(arguments)?;
     println!("containerd {}", daemon.version()?);
-    let ctr = Ctr::new(&daemon);
+    let (ctr, remains) = (Ctr::new(&daemon), Remains::of(daemon.name()));
     for (namespace, name, command) in [
         (daemon.name().as_str(), image::NAME, "sh"),
         ("k8s.io", image::NAME, "sh"),
@@ -99,15 +100,15 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     let outcome = match arguments.figures {
         true => figures::print(&daemon, &ctr),
-        false => checks(arguments, &daemon, &ctr),
+        false => checks(arguments, &daemon, &remains, &ctr),
     };
-    let (log, name, place) = (daemon.log(), daemon.name(), daemon.directory().to_owned());
+    let (log, place) = (daemon.log(), daemon.directory().to_owned());
     daemon.stop()?;
     if outcome.is_err() {
         eprintln!("the end of containerd's log:\n{log}");
     }
     outcome?;
-    remains::nothing_of(&name, PATIENCE).context("after containerd's end")?;
+    remains.none(PATIENCE).context("after containerd's end")?;
     if place.exists() {
         bail!("{} was left", place.display());
     }
@@ -115,7 +116,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn checks(arguments: &Arguments, daemon: &Daemon, ctr: &Ctr) -> Result<()> {
+fn checks(arguments: &Arguments, daemon: &Daemon, remains: &Remains, ctr: &Ctr) -> Result<()> {
     let mut failures = 0;
     let wanted = |name: &str| {
         arguments.filter.is_empty() || arguments.filter.iter().any(|word| name.contains(word))
@@ -136,12 +137,13 @@ fn checks(arguments: &Arguments, daemon: &Daemon, ctr: &Ctr) -> Result<()> {
             true => (step.run)(&ctr.with(OURS)).map(drop),
             false => compare(step, ctr),
         };
-        report(step.name, began, outcome.and_then(|()| all_deleted(ctr)));
+        report(step.name, began, outcome.and_then(|()| all_deleted(ctr, remains)));
     }
     for check in ours::CHECKS.iter().filter(|check| wanted(check.name)) {
         let began = Instant::now();
-        let outcome = (check.run)(&ours::Place { ctr: &ctr.with(OURS), daemon, arguments });
-        report(check.name, began, outcome.and_then(|()| all_deleted(ctr)));
+        let outcome =
+            (check.run)(&ours::Place { ctr: &ctr.with(OURS), daemon, remains, arguments });
+        report(check.name, began, outcome.and_then(|()| all_deleted(ctr, remains)));
     }
     match failures {
         0 => Ok(()),
@@ -159,10 +161,10 @@ fn compare(step: &script::Step, ctr: &Ctr) -> Result<()> {
 }
 
 /// What a step has made it has to have removed; what a failed one has left would spoil the next.
-fn all_deleted(ctr: &Ctr) -> Result<()> {
+fn all_deleted(ctr: &Ctr, remains: &Remains) -> Result<()> {
     let left = ctr.remove_all()?;
     if !left.is_empty() {
         bail!("containers were left: {}", left.join(", "));
     }
-    remains::nothing_of(ctr.namespace(), PATIENCE)
+    remains.none(PATIENCE)
 }

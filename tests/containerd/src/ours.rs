@@ -9,12 +9,14 @@ use crate::cri::Cri;
 use crate::cri::message as cri;
 use crate::ctr::Ctr;
 use crate::daemon::Daemon;
+use crate::remains::Remains;
 use crate::survival;
 
 /// Where a check is made.
 pub(crate) struct Place<'a> {
     pub(crate) ctr: &'a Ctr,
     pub(crate) daemon: &'a Daemon,
+    pub(crate) remains: &'a Remains,
     pub(crate) arguments: &'a Arguments,
 }
 

@@ -17,7 +17,7 @@ enum Victim {
 /// Kills a server: containerd notices, and nothing is left of the machine.
 pub(crate) fn server(place: &Place<'_>) -> Result<()> {
     place.ctr.detached(&[], "stays", &["sleep", "1000"])?;
-    kill("stays", &Victim::Server)?;
+    kill(place, "stays", &Victim::Server)?;
     let began = Instant::now();
     // containerd removes the task itself; how soon, nobody says.
     while !place.ctr.state("stays")?.is_empty() {
@@ -27,7 +27,7 @@ pub(crate) fn server(place: &Place<'_>) -> Result<()> {
     let refused = place.ctr.exec(&["--exec-id", "a"], "stays", &["true"])?.failed()?;
     ensure!(refused.contains("not found"), "{refused}");
     place.ctr.run(&["container", "delete", "stays"])?.succeeded()?;
-    crate::remains::nothing_of(place.ctr.namespace(), crate::PATIENCE)?;
+    place.remains.none(crate::PATIENCE)?;
     // The id can be used again.
     let again = place.ctr.container(&["--rm"], "stays", &["echo", "again"])?;
     ensure!(again.stdout == "again\n", "{again}");
@@ -37,7 +37,7 @@ pub(crate) fn server(place: &Place<'_>) -> Result<()> {
 /// Kills a machine: its container has ended, with a status that says that nobody knows how.
 pub(crate) fn machine(place: &Place<'_>) -> Result<()> {
     place.ctr.detached(&[], "stays", &["sleep", "1000"])?;
-    kill("stays", &Victim::Machine)?;
+    kill(place, "stays", &Victim::Machine)?;
     place.ctr.reaches("stays", "STOPPED")?;
     let status = place.ctr.delete("stays")?;
     ensure!(status == 255, "{status}");
@@ -68,10 +68,10 @@ pub(crate) fn kernel(place: &Place<'_>) -> Result<()> {
     Ok(())
 }
 
-fn kill(id: &str, victim: &Victim) -> Result<()> {
-    let server = find(|line, _| {
-        line.contains("containerd-shim-linkspan-v1") && line.contains(&format!(" -id {id} "))
-    })?;
+fn kill(place: &Place<'_>, id: &str, victim: &Victim) -> Result<()> {
+    let whose = format!(" -namespace {} -id {id} ", place.ctr.namespace());
+    let server =
+        find(|line, _| line.contains("containerd-shim-linkspan-v1") && line.contains(&whose))?;
     let pid = match victim {
         Victim::Server => server,
         Victim::Machine => find(|line, parent| line.contains("qemu-system") && parent == server)?,

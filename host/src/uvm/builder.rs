@@ -255,13 +255,19 @@ impl Builder {
         // Ends with this future, so that nothing keeps the machine then.
         let mut ports = JoinSet::new();
         let connected = async {
+            // A machine that ends takes its vsock along, and says why a little later.
+            let ended = async |error| match tokio::time::timeout(LAST_WORD, vmm.exited()).await {
+                Ok(exit) => boot_error(&name, &*vmm, exit.reason),
+                Err(_) => error,
+            };
             boot_ports::serve(&name, &vmm, &mut ports).await;
-            let mut listener = vmm.listen(port::BRIDGE, Accept::Many).await?;
+            let mut listener = match vmm.listen(port::BRIDGE, Accept::Many).await {
+                Ok(listener) => listener,
+                Err(error) => return Err(ended(error).await),
+            };
             let Some(stream) = listener.accept().await else {
-                // A machine that ends takes its vsock along, and says why a little later.
-                let exit = tokio::time::timeout(LAST_WORD, vmm.exited()).await;
-                let reason = exit.map_or_else(|_| "its vsock ended".to_owned(), |exit| exit.reason);
-                return Err(boot_error(&name, &*vmm, reason));
+                let error = boot_error(&name, &*vmm, "its vsock ended".to_owned());
+                return Err(ended(error).await);
             };
             let bridge = Bridge::establish(stream, listener).await?;
             create_machine(&bridge).await?;

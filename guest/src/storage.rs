@@ -39,6 +39,20 @@ pub(crate) fn clear() {
             tracing::warn!(%error, "what a broken agent left stays");
         }
     }
+    // Made for a mount that did not come to be. Where hosts have mounts, nothing else is.
+    for base in ["/run/mounts", "/run/layers"] {
+        remove_empty(base.as_ref());
+    }
+}
+
+/// Removes directories that hold nothing, or nothing but such, and not the outermost.
+fn remove_empty(base: &std::path::Path) {
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_empty(&entry.path());
+            let _ = std::fs::remove_dir(entry.path());
+        }
+    }
 }
 
 /// Unmounts all that hosts have had mounted, the last first, also where it is in use.

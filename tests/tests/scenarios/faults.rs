@@ -50,11 +50,13 @@ async fn a_full_scratch_is_the_trouble_of_its_container_alone(vm: Vm) {
                 [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
             (out.trim_end().to_owned(), err.into_owned())
         };
-        // A large write can fail where a small one has room yet.
-        let fill = "cat /dev/zero > /fill; dd if=/dev/zero of=/rest bs=4096 2>/dev/null";
+        // A large write can fail where a small one has room yet, and what the first had reserved too
+        // much comes back once it is on the disk.
+        let fill = "cat /dev/zero > /fill; for i in 1 2 3; do sync; dd if=/dev/zero of=/rest$i bs=4096 2>/dev/null; done";
         let (_, complaint) = sh(fill).await;
         assert!(complaint.contains("No space left"), "{complaint}");
-        let (said, complaint) = sh("echo more > /more || echo refused; mkdir /d || echo too").await;
+        let (said, complaint) =
+            sh("head -c 300000 /fill > /more || echo refused; mkdir /d || echo too").await;
         assert!(complaint.contains("No space left") && said.contains("refused"), "{complaint}");
         // It can be spoken with all the same, read from, and mended from within.
         assert_eq!(

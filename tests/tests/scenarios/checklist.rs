@@ -41,7 +41,12 @@ fn is_test(sources: &str, name: &str) -> bool {
         let above = before.trim_end_matches(['a', 's', 'y', 'n', 'c', ' ']).trim_end();
         above.ends_with("#[test]") || above.ends_with(")]") && above.contains("#[tokio::test")
     });
-    let listed = [format!("\n    {name},\n"), format!("({name}, \""), format!("!({name})")];
+    let listed = [
+        format!("\n    {name},\n"),
+        format!("({name}, \""),
+        format!("!({name})"),
+        format!("!(alone: {name})"),
+    ];
     marked || listed.iter().any(|form| sources.contains(form))
 }
 

@@ -45,8 +45,9 @@ impl std::fmt::Display for DiskAddress {
     }
 }
 
-/// How long a device may take to appear. Hosts attach it before they ask for it.
-const APPEARANCE: Duration = Duration::from_secs(10);
+/// How long a device may take to appear. Hosts attach it before they ask for it; one with more
+/// machines than processors may still let it wait.
+const APPEARANCE: Duration = Duration::from_secs(25);
 
 /// How long the kernel has to find a disk by itself. It takes the host's words that one has gone and
 /// that one has come on several processors at once: under load the first can be worked on last, and

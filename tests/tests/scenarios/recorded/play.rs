@@ -18,7 +18,7 @@ use super::compare::{code, differences};
 use line::Line;
 
 /// As long as an answer of ours takes, deadlines for devices included.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(28);
 
 /// How long the recorded host waited for what did not come.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -210,7 +210,7 @@ impl Player<'_> {
 
     /// What the recorded agent never answered or said.
     async fn end(&mut self) {
-        let deadline = tokio::time::Instant::now() + PATIENCE / 2;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         for (id, asked) in std::mem::take(&mut self.asked) {
             let response = self.connection.response_to(id);
             if let Ok(answer) = tokio::time::timeout_at(deadline, response).await {

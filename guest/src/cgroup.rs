@@ -106,10 +106,15 @@ impl Group {
         else {
             return String::new();
         };
-        let mut bytes = [0; 4096];
-        // The kernel gives such a file at once, and none is longer.
-        let len = rustix::io::read(&file, &mut bytes).unwrap_or(0);
-        String::from_utf8_lossy(&bytes[..len]).into_owned()
+        let (mut text, mut bytes) = (String::new(), [0; 4096]);
+        // Nearly all of them come whole at once, which spares the read that finds the end.
+        loop {
+            let len = rustix::io::read(&file, &mut bytes).unwrap_or(0);
+            text.push_str(&String::from_utf8_lossy(&bytes[..len]));
+            if len < bytes.len() {
+                return text;
+            }
+        }
     }
 
     /// One file with a number, or `max`.
